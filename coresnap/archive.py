@@ -1,0 +1,136 @@
+#!/usr/bin/python3 -IS
+# SPDX-License-Identifier: Apache-2.0
+"""archive - take the core of a crashed process into the spool
+
+SYNOPSIS
+    archive [--settings FILE] [--proc DIR] [PID TID UID GID SIGNAL TIME RLIMIT DUMPABLE PIDFD EXE] < CORE
+
+DESCRIPTION
+    The kernel starts archive for each process that dies of a signal which dumps core, as core_pattern says:
+
+        |/usr/lib/coresnap/archive %P %I %u %g %s %t %c %d %F %E
+
+    It reads what dies with the process from /proc/PID, copies the core from standard input, sparsely and in one pass,
+    and closes its input: from then on the process is gone. Then it makes the dump durable and renames it to pending.
+    An argument that the kernel left empty, or that is missing, is unknown and no error; by hand, `archive < core` works.
+
+OPTIONS
+    --settings FILE  the flat settings that `coresnap config --compile` wrote
+                     (default /var/cache/coresnap/archive.settings; where there are none, built-in defaults hold)
+    --proc DIR       read DIR in place of /proc/PID
+    --help           print this
+
+EXIT STATUS
+    0 kept; 65 what came is no core, or its notes are cut; 69 there is no spool; 75 no room; 2 usage.
+    Every core that is not kept is in the ledger: `coresnap why`.
+
+SECURITY
+    Runs as root, in the initial namespaces, started by the kernel with an empty environment. All that the process
+    could choose (its name, its memory, /proc/PID/environ) is data here: nothing of it is run, and of its memory
+    nothing but ELF headers and notes is read, through bounded readers.
+
+BUGS
+    A core that comes without its victim's number (by hand) has no evidence of the process, only of the host.
+"""
+
+import sys
+import time
+
+STARTED_NSEC = time.monotonic_ns()
+
+import os  # noqa: E402  # the clock is read first: imports count as held time
+
+if __name__ == "__main__":
+    sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
+
+from coresnap.capture.capture import Capture  # noqa: E402  # the path is set first
+from coresnap.capture.victim import Victim, from_core_pattern  # noqa: E402
+from coresnap.ground import flat  # noqa: E402
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from coresnap.capture.finish import Outcome
+
+
+_EXIT_STATUS = {"": 0, "no-spool": 69, "empty": 65, "not-a-core": 65, "cut-short": 65, "internal": 1}
+
+
+def main(arguments: "Sequence[str]") -> int:
+    """Run archive with these arguments; return its exit status."""
+    _open_standard_descriptors()
+    options = _options(arguments)
+    if isinstance(options, int):
+        return options
+    settings_path, proc, positional = options
+    settings, problem = flat.read(settings_path)
+    victim = from_core_pattern(positional)
+    capture = Capture(settings, victim, "hand" if victim.pid is None else "pipe", STARTED_NSEC)
+    capture.hold(0, proc or (None if victim.pid is None else f"/proc/{victim.pid}"))
+    os.dup2(1, 0)  # closes the pipe: the process is let go
+    return _afterwards(capture, victim, problem)
+
+
+def _open_standard_descriptors() -> None:
+    """Open what the kernel left closed, so that no file of ours becomes standard output."""
+    for fd in (1, 2):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+
+
+def _options(arguments: "Sequence[str]") -> "int | tuple[str, str, Sequence[str]]":
+    """Split options from the kernel's arguments; an integer is an exit status to end with."""
+    values = {"--settings": flat.PATH, "--proc": ""}
+    rest = list(arguments)
+    while rest and rest[0].startswith("-"):
+        option = rest.pop(0)
+        if option == "--help":
+            print(__doc__)
+            return 0
+        if option not in values or not rest:
+            print(f"archive: {option}: unknown option, or no value: see archive --help", file=sys.stderr)
+            return 2
+        values[option] = rest.pop(0)
+    if not rest and os.isatty(0):
+        print("archive: reads a core from standard input, which is a terminal: see archive --help", file=sys.stderr)
+        return 2
+    return values["--settings"], values["--proc"], rest
+
+
+def _afterwards(capture: Capture, victim: Victim, problem: str) -> int:
+    """Do what can be done after the process has been let go: imported here, because imports count."""
+    import site
+
+    site.main()  # -S left the distribution's packages out; the journal's is among them
+    from coresnap.capture.finish import finish
+    from coresnap.ground.log import Log
+
+    outcome = finish(capture)
+    log = Log.open()
+    if problem:
+        log.warning(problem)
+    _tell(log, capture.settings.root, victim, outcome)
+    return _EXIT_STATUS.get(outcome.reason, 75)
+
+
+def _tell(log: "Log", root: str, victim: Victim, outcome: "Outcome") -> None:
+    """Log what became of the crash, in one line."""
+    who = f"{victim.comm or victim.exe or 'process'} (pid {victim.pid if victim.pid is not None else 'unknown'})"
+    held = f"held {outcome.held_usec / 1000:.0f} ms"
+    fields = {"CORESNAP_DUMP": outcome.uuid, "CORESNAP_STAGE": "pending" if outcome.kept else "none"}
+    if not outcome.kept:
+        record = "" if outcome.on_record else "; the ledger could not take it"
+        log.error(f"core of {who} not kept: {outcome.reason}: {outcome.detail}{record}", **fields)
+        return
+    truncated = f", truncated: {outcome.truncated}" if outcome.truncated else ""
+    size = f"{outcome.size_bytes} bytes, {held}{truncated}"
+    log.info(f"core of {who} archived in {root}/pending/{outcome.uuid} ({size})", **fields)
+    if outcome.detail:
+        log.warning(f"{outcome.uuid}: {outcome.detail}", **fields)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The first half of a capture: from the crash to the core's last byte, while the crashed process is held.
+
+Nothing runs here that could run later: checking, syncing, writing the asset, recording and logging are
+coresnap.capture.finish's, which is not even imported before the process has been let go.
+"""
+
+import errno
+import os
+import select
+import stat
+import time
+
+from coresnap.capture.copy import Copied, copy
+from coresnap.capture.evidence import Evidence
+from coresnap.ground import durable
+from coresnap.ground.errors import CoresnapError, Refused
+from coresnap.spool.quota import QuotaExceeded, Reservation
+from coresnap.spool.stages import Dump, Spool
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from coresnap.capture.victim import Victim
+    from coresnap.ground.flat import ArchiveSettings
+
+CORE = "core"
+#: What a dump takes beside its core: the asset, the record, directories.
+OVERHEAD_BYTES = 1 << 20
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+class Capture:
+    """One capture under way. `reason` and `detail` say why it has failed, empty as long as it has not."""
+
+    __slots__ = (
+        "copied",
+        "core_fd",
+        "detail",
+        "dump",
+        "error",
+        "evidence",
+        "held_usec",
+        "reason",
+        "reservation",
+        "settings",
+        "spool",
+        "started_nsec",
+        "transport",
+        "victim",
+    )
+
+    def __init__(self, settings: "ArchiveSettings", victim: "Victim", transport: str, started_nsec: int) -> None:
+        """`started_nsec` is CLOCK_MONOTONIC when the program was started; `transport` is pipe, hand, import or salvage."""
+        self.settings = settings
+        self.victim = victim
+        self.transport = transport
+        self.started_nsec = started_nsec
+        self.held_usec = 0
+        self.reason = ""
+        self.detail = ""
+        self.error: CoresnapError | OSError | None = None
+        self.spool: Spool | None = None
+        self.dump: Dump | None = None
+        self.evidence: Evidence | None = None
+        self.reservation: Reservation | None = None
+        self.copied = Copied()
+        self.core_fd = -1
+
+    def hold(self, source_fd: int, proc: "str | None") -> None:
+        """Take the evidence, then the core from `source_fd`. An error is kept for the second half, and ends this one."""
+        try:
+            self._hold(source_fd, proc)
+        except (CoresnapError, OSError) as error:
+            self.fail(error)
+        self.held_usec = (time.monotonic_ns() - self.started_nsec) // 1000
+
+    def _hold(self, source_fd: int, proc: "str | None") -> None:
+        self.evidence = Evidence(proc, self.settings.environ, source_fd)
+        self.spool = Spool(self.settings.root)
+        self.dump = self.spool.new()
+        self.core_fd = durable.create(self.dump.fd, CORE, *self.settings.owner())
+        self.evidence.wait_for_victim(self.settings.evidence_budget_usec)
+        if self.victim.pidfd is not None and _has_exited(self.victim.pidfd):
+            self.evidence.forget_victim()
+        need_bytes = OVERHEAD_BYTES + self._core_bytes(source_fd)
+        self.reservation = Reservation(
+            self.spool, self.settings.quota_percent, self.settings.ceiling_bytes, need_bytes
+        )
+        self.copied = copy(source_fd, self.core_fd, self.reservation)
+
+    def _core_bytes(self, source_fd: int) -> int:
+        """Foresee what the core takes on the disk: what the process has in memory or swapped out, or the file's blocks."""
+        status = os.fstat(source_fd)
+        if stat.S_ISREG(status.st_mode):
+            return status.st_blocks * 512
+        assert self.evidence is not None
+        return memory_bytes(self.evidence.members.get("proc/status", b""))
+
+    def fail(self, error: "CoresnapError | OSError") -> None:
+        """Note why the capture has failed, as one of the ledger's reasons."""
+        self.error = error
+        if isinstance(error, QuotaExceeded):
+            self.reason = "quota"
+        elif isinstance(error, Refused):
+            self.reason = "no-spool"
+        elif isinstance(error, OSError):
+            self.reason = "disk-full" if error.errno in _FULL else "write-error"
+        else:
+            self.reason = "internal"
+        self.detail = error.line() if isinstance(error, CoresnapError) else str(error)
+
+
+def memory_bytes(status: bytes) -> int:
+    """Sum RssAnon, RssShmem and VmSwap of a /proc/PID/status; what is missing counts nothing."""
+    total_bytes = 0
+    for line in status.splitlines():
+        name, _colon, value = line.partition(b":")
+        if name in (b"RssAnon", b"RssShmem", b"VmSwap"):
+            number = value.split()[0] if value.split() else b""
+            total_bytes += int(number) << 10 if number.isdigit() and len(number) < 16 else 0
+    return total_bytes
+
+
+def _has_exited(pidfd: int) -> bool:
+    """Say whether the process has ended, so that /proc may have told of another one under its number."""
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return any(events & select.POLLIN for _fd, events in poll.poll(0))

@@ -1,0 +1,301 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The second half of a capture, after the crashed process has been let go: check, write the asset and the record, sync,
+and rename the dump to pending; or unlink everything and put the loss on record.
+"""
+
+import errno
+import io
+import os
+import tarfile
+import time
+from dataclasses import dataclass
+
+from coresnap.capture.capture import CORE, Capture
+from coresnap.capture.victim import Victim
+from coresnap.ground import durable, elf
+from coresnap.ground.errors import BadInput, CoresnapError
+from coresnap.ground.flat import ArchiveSettings
+from coresnap.spool import ledger, record, stages
+from coresnap.spool.stages import Dump, Spool
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ASSETS = "assets.tar"
+_HOST_BUDGET_USEC = 2_000_000
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+#: What is cut off a core that filled the disk, so that its record finds room.
+_ROOM_BYTES = 1 << 20
+_TEXT_MAX = 8192
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a capture: kept, whole or `truncated` for a reason, or not kept for a `reason`."""
+
+    uuid: str
+    kept: bool
+    reason: str
+    detail: str
+    truncated: str
+    size_bytes: int
+    held_usec: int
+    on_record: bool
+    error: CoresnapError | OSError | None
+
+
+def finish(capture: Capture) -> Outcome:
+    """Bring the capture to its end. Raises nothing that a core, a process or a file system may cause."""
+    if capture.evidence is not None:
+        capture.evidence.wait_for_host(_HOST_BUDGET_USEC)
+    truncated = ""
+    try:
+        if not capture.reason:
+            truncated = _keep(capture)
+    except BadInput as error:
+        _blame_core(capture, error)
+    except OSError as error:
+        if capture.dump is None or capture.dump.stage == stages.STAGING:
+            capture.fail(error)
+        else:
+            capture.detail = f"the rename to pending may not survive a power cut: {error.strerror}"
+    on_record = _drop(capture) if capture.reason else False
+    outcome = Outcome(
+        uuid=capture.dump.uuid if capture.dump else "",
+        kept=not capture.reason,
+        reason=capture.reason,
+        detail=capture.detail,
+        truncated=truncated,
+        size_bytes=capture.copied.size_bytes,
+        held_usec=capture.held_usec,
+        on_record=on_record,
+        error=capture.error,
+    )
+    _close(capture)
+    return outcome
+
+
+def _blame_core(capture: Capture, error: BadInput) -> None:
+    """Say what was wrong with the bytes that came."""
+    copied = capture.copied
+    if not copied.size_bytes and not copied.reason:
+        capture.reason, capture.detail = "empty", "not one byte came"
+    else:
+        capture.reason = copied.reason or "cut-short"
+        capture.detail = f"{copied.detail or error} ({copied.size_bytes} bytes came)"
+
+
+def _keep(capture: Capture) -> str:
+    """Make the dump durable in pending; return the reason for which its core is not whole, or nothing.
+
+    Raises BadInput where the core's notes are not complete, OSError where the file system fails.
+    """
+    copied, dump = capture.copied, capture.dump
+    assert dump is not None and capture.spool is not None
+    if copied.reason in ("not-a-core", "quota"):
+        raise BadInput(copied.detail)
+    header = elf.read_core(lambda count, offset: os.pread(capture.core_fd, count, offset))
+    if header.notes_end > copied.size_bytes or not header.notes_end:
+        raise BadInput(f"the notes end at {header.notes_end}")
+    reason = copied.reason
+    if not reason and copied.size_bytes < header.expected_bytes:
+        reason = "cut-short"
+    if reason == "disk-full":
+        copied.size_bytes = max(header.notes_end, copied.size_bytes - _ROOM_BYTES)
+    durable.truncate(capture.core_fd, copied.size_bytes)
+    durable.sync(capture.core_fd)
+    assets_bytes, missing = _write_assets(capture, dump)
+    truncated = {"reason": reason, "expected_bytes": header.expected_bytes} if reason else None
+    core = {
+        "size_bytes": copied.size_bytes,
+        "disk_bytes": os.fstat(capture.core_fd).st_blocks * 512,
+        "class": header.elf_class,
+        "truncated": truncated,
+    }
+    _identify(capture)
+    document = _record(capture, dump, core, {"size_bytes": assets_bytes, "missing": missing})
+    record.store(dump, document, *capture.settings.owner())
+    if capture.reservation is not None:
+        capture.reservation.close(dump.disk_bytes())
+        capture.reservation = None
+    capture.spool.move(dump, stages.PENDING)
+    return reason
+
+
+def _write_assets(capture: Capture, dump: Dump) -> "tuple[int, list[str]]":
+    """Write the asset; return its size and what it lacks. A salvaged dump may have one already."""
+    if durable.exists(dump.fd, ASSETS):
+        return os.stat(ASSETS, dir_fd=dump.fd, follow_symlinks=False).st_size, []
+    members = capture.evidence.members if capture.evidence else {}
+    data = tar(members)
+    fd = durable.create(dump.fd, ASSETS, *capture.settings.owner())
+    try:
+        durable.write(fd, data)
+        durable.sync(fd)
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        durable.unlink(dump.fd, ASSETS)
+        return 0, ["assets.tar: the disk is full"]
+    finally:
+        os.close(fd)
+    return len(data), capture.evidence.missing() if capture.evidence else ["everything: the capture was interrupted"]
+
+
+def tar(members: "dict[str, bytes]") -> bytes:
+    """Return a TAR archive (ustar) of the members, in their order."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+        for name, data in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            member.mode = 0o400
+            member.mtime = int(time.time())
+            archive.addfile(member, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+def _identify(capture: Capture) -> None:
+    """Fill in what the evidence tells of the victim, and what only the core's notes tell where there is none."""
+    victim = capture.victim
+    members = capture.evidence.members if capture.evidence else {}
+    if "proc/comm" in members:
+        victim.comm = _text(members["proc/comm"].removesuffix(b"\n"))
+    if "proc/exe" in members:
+        victim.exe = _text(members["proc/exe"])
+    if "proc/cmdline" in members:
+        victim.cmdline = _text(members["proc/cmdline"].rstrip(b"\0").replace(b"\0", b" "))
+    try:
+        notes = elf.identity(lambda count, offset: os.pread(capture.core_fd, count, offset))
+    except BadInput:
+        return
+    for name in ("pid", "tid", "uid", "gid", "signal", "comm"):
+        if getattr(victim, name) is None:
+            setattr(victim, name, getattr(notes, name))
+    if victim.cmdline is None:
+        victim.cmdline = notes.psargs
+
+
+def _text(data: bytes) -> str:
+    return data.decode("utf-8", "replace")[:_TEXT_MAX]
+
+
+def _record(capture: Capture, dump: Dump, core: "dict[str, object]", assets: "dict[str, object]") -> "record.Record":
+    victim = capture.victim
+    time_usec = victim.time * 1_000_000 if victim.time else time.time_ns() // 1000
+    document: record.Record = {
+        "version": record.VERSION,
+        "uuid": dump.uuid,
+        "captured": {
+            "time_usec": time_usec,
+            "held_usec": capture.held_usec,
+            "transport": capture.transport,
+            "hostname": os.uname().nodename,
+        },
+        "victim": {name: getattr(victim, name) for name in record.FIELDS["victim"]},
+        "core": core,
+        "assets": assets,
+        "snapshot": None,
+        "attempts": {"process": 0, "send": 0},
+        "next_try_usec": None,
+        "failure": None,
+        "history": [],
+    }
+    record.note(document, "captured", f"held {capture.held_usec} usec")
+    return document
+
+
+def _drop(capture: Capture) -> bool:
+    """Unlink what there is of the dump and put the loss in the ledger; say whether the ledger took it."""
+    uuid = capture.dump.uuid if capture.dump else ""
+    try:
+        _identify(capture)
+    except OSError:
+        pass  # the loss is recorded without a name then
+    if capture.core_fd >= 0:
+        os.close(capture.core_fd)  # its blocks are free before the ledger wants one
+        capture.core_fd = -1
+    on_record = _put_on_record(capture, uuid)
+    if capture.spool is not None and capture.dump is not None:
+        try:
+            capture.spool.remove(capture.dump)
+        except OSError as error:
+            capture.detail += f"; {capture.dump.uuid} is left in staging for the sweep: {error.strerror}"
+    return on_record
+
+
+def _put_on_record(capture: Capture, uuid: str) -> bool:
+    victim = {name: getattr(capture.victim, name) for name in record.FIELDS["victim"]}
+    if capture.spool is not None:
+        try:
+            ledger.append(capture.spool.root_fd, capture.reason, capture.detail, uuid, victim)
+        except OSError as error:
+            capture.detail += f"; ledger: {error.strerror}"
+        else:
+            return True
+    try:
+        os.makedirs(ledger.FALLBACK, 0o700, exist_ok=True)
+        fallback_fd = durable.open_directory(ledger.FALLBACK)
+    except OSError:
+        return False
+    try:
+        ledger.append(fallback_fd, capture.reason, capture.detail, uuid, victim)
+    except OSError:
+        return False
+    finally:
+        os.close(fallback_fd)
+    return True
+
+
+def _close(capture: Capture) -> None:
+    if capture.reservation is not None:
+        capture.reservation.close()
+    if capture.core_fd >= 0:
+        os.close(capture.core_fd)
+    if capture.dump is not None:
+        capture.dump.close()
+    if capture.spool is not None and capture.transport != "salvage":
+        capture.spool.close()
+
+
+def sweep(spool: Spool, settings: ArchiveSettings) -> "Iterator[Outcome]":
+    """End the captures whose archive was killed: keep what can be kept, put the rest on record."""
+    for dump in spool.abandoned():
+        capture = Capture(settings, Victim(), "salvage", time.monotonic_ns())
+        capture.spool, capture.dump = spool, dump
+        if _is_complete(dump):
+            spool.move(dump, stages.PENDING)
+            dump.close()
+            continue
+        try:
+            capture.core_fd = os.open(CORE, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dump.fd)
+            capture.copied.size_bytes = os.fstat(capture.core_fd).st_size
+            capture.copied.stop("interrupted", "archive was killed")
+            _drop_torn_assets(dump)
+        except OSError as error:
+            capture.fail(error)
+            capture.reason = "interrupted"
+        yield finish(capture)
+
+
+def _is_complete(dump: Dump) -> bool:
+    """Say whether only the rename was missing."""
+    try:
+        record.load(dump)
+    except (BadInput, OSError):
+        return False
+    return durable.exists(dump.fd, CORE)
+
+
+def _drop_torn_assets(dump: Dump) -> None:
+    """Unlink an asset that does not read to its end."""
+    if not durable.exists(dump.fd, ASSETS):
+        return
+    try:
+        with tarfile.open(fileobj=os.fdopen(durable.open_regular(dump.fd, ASSETS), "rb")) as archive:
+            archive.getmembers()
+    except (tarfile.TarError, EOFError, BadInput, OSError):
+        durable.unlink(dump.fd, ASSETS)
+
+

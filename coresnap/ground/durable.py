@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Durable file operations: the only place from which coresnap creates, writes, syncs, renames and unlinks what it keeps.
+
+Paths are reached from directory descriptors and never follow a symbolic link; files are created exclusively; owner and
+mode are set on the descriptor. Each operation passes a point just before it acts: there a test may kill the process,
+raise an OSError, or shorten a write, and so walk through every state that a crash of coresnap itself can leave.
+
+Imported while a crashed process is held: nothing heavier than os and stat may be imported here.
+"""
+
+import os
+import stat
+
+from coresnap.ground.errors import BadInput
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from typing import TypeVar
+
+    T = TypeVar("T")
+    Bytes = bytes | bytearray | memoryview
+
+DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+
+#: What a test puts here is called with (operation, name) before each operation; an integer that it returns is the
+#: most bytes that this one write may take.
+fault: "Callable[[str, str], int | None] | None" = None
+
+
+def point(operation: str, name: str) -> "int | None":
+    """Pass a fault point."""
+    return fault(operation, name) if fault is not None else None
+
+
+def _call(operation: str, name: str, function: "Callable[..., T]", *arguments: object, **keywords: object) -> "T":
+    """Pass the point, then call; an interrupted call is made again."""
+    while True:
+        try:
+            point(operation, name)
+            return function(*arguments, **keywords)
+        except InterruptedError:
+            continue
+
+
+def open_directory(path: "str | bytes", dir_fd: "int | None" = None) -> int:
+    """Return a descriptor of the directory at `path`. Raises OSError, also where the last name is a symbolic link."""
+    return os.open(path, DIRECTORY, dir_fd=dir_fd)
+
+
+def create(dir_fd: int, name: str, mode: int, uid: int = -1, gid: int = -1) -> int:
+    """Create the file `name`, which must not exist; return its descriptor, open for reading and writing."""
+    fd = _call("create", name, os.open, name, _CREATE, 0o600, dir_fd=dir_fd)
+    try:
+        _own(fd, name, mode, uid, gid)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _own(fd: int, name: str, mode: int, uid: int, gid: int) -> None:
+    status = os.fstat(fd)
+    if uid not in (-1, status.st_uid) or gid not in (-1, status.st_gid):
+        _call("chown", name, os.fchown, fd, uid, gid)
+    if stat.S_IMODE(status.st_mode) != mode:
+        _call("chmod", name, os.fchmod, fd, mode)
+
+
+def mkdir(dir_fd: int, name: str, mode: int, uid: int = -1, gid: int = -1) -> int:
+    """Make the directory `name`, which must not exist; return its descriptor."""
+    _call("mkdir", name, os.mkdir, name, 0o700, dir_fd=dir_fd)
+    fd = open_directory(name, dir_fd)
+    try:
+        _own(fd, name, mode, uid, gid)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def write(fd: int, data: "Bytes") -> None:
+    """Write all of `data` at the descriptor's offset."""
+    view = memoryview(data)
+    while view:
+        try:
+            limit = point("write", str(fd))
+            view = view[os.write(fd, view[:limit]) :]
+        except InterruptedError:
+            continue
+
+
+def pwrite(fd: int, data: "Bytes", offset: int) -> None:
+    """Write all of `data` at `offset` bytes from the start of the file."""
+    view = memoryview(data)
+    while view:
+        try:
+            limit = point("write", str(fd))
+            count = os.pwrite(fd, view[:limit], offset)
+        except InterruptedError:
+            continue
+        view = view[count:]
+        offset += count
+
+
+def truncate(fd: int, length_bytes: int) -> None:
+    """Set the length of the file; what is added is a hole."""
+    _call("truncate", str(fd), os.ftruncate, fd, length_bytes)
+
+
+def sync(fd: int) -> None:
+    """Have the file, or the directory's entries, on the disk before returning."""
+    _call("fsync", str(fd), os.fsync, fd)
+
+
+def replace(dir_fd: int, name: str, data: "Bytes", mode: int, uid: int = -1, gid: int = -1) -> None:
+    """Put `data` durably in place of the whole file `name`: a reader, or a crash, sees the old or the new, never a part.
+
+    The caller is alone with this name (it holds the dump's lock, or the file is its own).
+    """
+    temporary = f".{name}.new"
+    if exists(dir_fd, temporary):
+        unlink(dir_fd, temporary)
+    fd = create(dir_fd, temporary, mode, uid, gid)
+    try:
+        write(fd, data)
+        sync(fd)
+    except BaseException:
+        os.unlink(temporary, dir_fd=dir_fd)
+        raise
+    finally:
+        os.close(fd)
+    _call("rename", name, os.rename, temporary, name, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
+    sync(dir_fd)
+
+
+def rename(src_dir_fd: int, src: str, dst_dir_fd: int, dst: str) -> None:
+    """Rename; the target must not exist (FileExistsError). The caller syncs both directories."""
+    if exists(dst_dir_fd, dst):
+        raise FileExistsError(17, "the target of a rename exists", dst)
+    _call("rename", dst, os.rename, src, dst, src_dir_fd=src_dir_fd, dst_dir_fd=dst_dir_fd)
+
+
+def unlink(dir_fd: int, name: str) -> None:
+    """Unlink the file `name`."""
+    _call("unlink", name, os.unlink, name, dir_fd=dir_fd)
+
+
+def rmdir(dir_fd: int, name: str) -> None:
+    """Remove the empty directory `name`."""
+    _call("rmdir", name, os.rmdir, name, dir_fd=dir_fd)
+
+
+def remove_tree(dir_fd: int, name: str) -> None:
+    """Remove the directory `name` with the files in it; a dump has no directories inside, so one level is all."""
+    fd = open_directory(name, dir_fd)
+    try:
+        for entry in os.listdir(fd):
+            unlink(fd, entry)
+    finally:
+        os.close(fd)
+    rmdir(dir_fd, name)
+
+
+def exists(dir_fd: int, name: str) -> bool:
+    """Say whether the directory has an entry `name`, of whatever kind."""
+    try:
+        os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def open_regular(dir_fd: int, name: str) -> int:
+    """Open the regular file `name` for reading. Raises OSError, or BadInput where it is something else."""
+    fd = os.open(name, _READ, dir_fd=dir_fd)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise BadInput(f"{name} is not a regular file")
+    return fd
+
+
+def read(dir_fd: int, name: str, limit_bytes: int) -> bytes:
+    """Return the whole of the regular file `name`. Raises OSError, or BadInput where it has more than the limit."""
+    fd = open_regular(dir_fd, name)
+    try:
+        data = b"".join(_blocks(fd, limit_bytes + 1))
+    finally:
+        os.close(fd)
+    if len(data) > limit_bytes:
+        raise BadInput(f"{name} has more than {limit_bytes} bytes")
+    return data
+
+
+def _blocks(fd: int, limit_bytes: int) -> "Iterator[bytes]":
+    while limit_bytes > 0 and (block := os.read(fd, min(limit_bytes, 1 << 20))):
+        limit_bytes -= len(block)
+        yield block

@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one way in which coresnap runs other programs: an argv list, a clean environment, a process group, an end.
+
+No shell, ever. A command has a time limit, and when it has ended, or must end, its whole process group goes.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import selectors
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from coresnap.ground.errors import Refused
+
+ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
+_TERM_GRACE_SECONDS = 5.0
+#: What a child that coresnap runs needs to find its supervisor, its journal and its settings' credentials.
+_PASSED_ON = ("NOTIFY_SOCKET", "JOURNAL_STREAM", "CREDENTIALS_DIRECTORY", "NO_COLOR")
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a command ended: its exit status, or the signal that ended it (0 for none), and the tail of its output."""
+
+    status: int
+    signal: int
+    output: bytes
+    timed_out: bool
+    elapsed_usec: int
+
+
+def run(
+    argv: Sequence[str],
+    *,
+    timeout_usec: int,
+    env: Mapping[str, str] = ENVIRONMENT,
+    pass_fds: Sequence[int] = (),
+    output: str = "capture",
+    output_limit_bytes: int = 64 << 10,
+    memory_bytes: int = 0,
+    file_size_bytes: int = 0,
+) -> Result:
+    """Run a command to its end, or to its time limit.
+
+    `output` is capture (standard output and error together, the last `output_limit_bytes` are kept), inherit or discard.
+    `memory_bytes` bounds the address space, `file_size_bytes` the files that it may write; 0 is no bound.
+    Raises Refused where the program cannot be started.
+    """
+    started_nsec = time.monotonic_ns()
+    where = {"capture": subprocess.PIPE, "inherit": None, "discard": subprocess.DEVNULL}[output]
+    try:
+        # The runner's callers have one thread, so preexec_fn is safe; the limits have to hold before the program's first
+        # instruction.
+        process = subprocess.Popen(  # noqa: S603  # an argv list, never a shell
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=where,
+            stderr=subprocess.STDOUT if output == "capture" else where,
+            env=dict(env),
+            cwd="/",
+            pass_fds=tuple(pass_fds),
+            start_new_session=True,
+            preexec_fn=_limits(memory_bytes, file_size_bytes),  # noqa: PLW1509  # see above
+        )
+    except OSError as error:
+        raise Refused(f"{argv[0]}: {error.strerror}", hint="is it installed?") from error
+    kept = b""
+    timed_out = False
+    try:
+        deadline = time.monotonic() + timeout_usec / 1e6
+        if process.stdout is not None:
+            kept = _tail(process.stdout.fileno(), deadline, output_limit_bytes)
+        process.wait(max(0.0, deadline - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        timed_out = True
+    finally:
+        _kill_group(process)
+        if process.stdout is not None:
+            process.stdout.close()
+    code = process.returncode
+    elapsed_usec = (time.monotonic_ns() - started_nsec) // 1000
+    return Result(max(code, 0) if code >= 0 else 128 - code, max(-code, 0), kept, timed_out, elapsed_usec)
+
+
+def _limits(memory_bytes: int, file_size_bytes: int) -> Callable[[], None] | None:
+    bounds = ((resource.RLIMIT_AS, memory_bytes), (resource.RLIMIT_FSIZE, file_size_bytes))
+    wanted = [(kind, bound) for kind, bound in bounds if bound]
+    if not wanted:
+        return None
+
+    def apply() -> None:
+        for kind, bound in wanted:
+            hard = resource.getrlimit(kind)[1]
+            most = bound if hard == resource.RLIM_INFINITY else min(bound, hard)
+            resource.setrlimit(kind, (most, most))
+
+    return apply
+
+
+def _tail(fd: int, deadline: float, limit_bytes: int) -> bytes:
+    """Read to the end of the output, or to the deadline; return the last bytes of it."""
+    kept = bytearray()
+    with selectors.DefaultSelector() as selector:
+        selector.register(fd, selectors.EVENT_READ)
+        while (left := deadline - time.monotonic()) > 0 and selector.select(left):
+            block = os.read(fd, 1 << 16)
+            if not block:
+                break
+            kept += block
+            del kept[: max(0, len(kept) - limit_bytes)]
+    return bytes(kept)
+
+
+def _kill_group(process: subprocess.Popen[bytes]) -> None:
+    """Kill what is left of the process group, and reap its leader."""
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+    process.wait()
+
+
+class Child:
+    """A program of coresnap's own that runs beside this one, until `end`."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self._process = process
+        self.pid = process.pid
+
+    def poll(self) -> int | None:
+        """Return the exit status if the child has ended (negative: the signal's number), else None."""
+        return self._process.poll()
+
+    def wait(self) -> int:
+        """Wait for the child's own end; return its exit status."""
+        return self._process.wait()
+
+    def end(self) -> int:
+        """Ask the child to end; kill its group if it does not. Return its exit status."""
+        if self._process.poll() is None:
+            self._process.terminate()
+            try:
+                self._process.wait(_TERM_GRACE_SECONDS)
+            except subprocess.TimeoutExpired:
+                pass
+        _kill_group(self._process)
+        return self._process.returncode
+
+
+def spawn(argv: Sequence[str], *, stdin: int = subprocess.DEVNULL) -> Child:
+    """Start a program of coresnap's own, with `stdin` as its standard input; its output is this program's."""
+    environment = dict(ENVIRONMENT) | {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+    process = subprocess.Popen(argv, stdin=stdin, env=environment, start_new_session=True)  # noqa: S603  # no shell
+    return Child(process)

@@ -1,0 +1,122 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: Apache-2.0
+"""coresnap process - the stage processor: make a snapshot of each pending dump
+
+SYNOPSIS
+    python3 -m coresnap.process [--settings FILE] [--once | --linger SECONDS]
+
+DESCRIPTION
+    Owns the stage pending. For each dump a worker runs defaults.command and snapshot.command, at most snapshot.jobs at
+    once; the dump then moves to sending. A command that fails is tried again, later each time; after
+    snapshot.attempts, or at once where the command says (exit status 65) that the core can never give a snapshot, the
+    dump moves to failed with the reason.
+
+    --once           end when nothing is due
+    --linger SECONDS end when pending has been empty for so long
+
+EXIT STATUS
+    0 all went well, or waits for its next attempt; 69 there is no spool; 78 the settings are wrong.
+
+SECURITY
+    The owner reads nothing of a dump but dump.json. The core is opened for the worker and read by it alone.
+"""
+
+import hashlib
+import os
+import sys
+
+if __name__ == "__main__":
+    sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
+
+from typing import Any
+
+from coresnap.ground import durable
+from coresnap.ground.program import argv_of
+from coresnap.ground.settings import Settings
+from coresnap.spool import stage_program, stages
+from coresnap.spool.owner import Verdict
+from coresnap.spool.record import Record
+from coresnap.spool.stages import Dump
+
+SNAPSHOT = "snapshot"
+_CORE, _ASSETS = "core", "assets.tar"
+_GRACE_USEC = 10_000_000
+
+
+class Processing:
+    """The trade of the stage pending."""
+
+    name = "process"
+    stage, next_stage = stages.PENDING, stages.SENDING
+    reuse = False
+    first_retry_usec = 30_000_000
+    last_retry_usec = 3_600_000_000
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.worker = argv_of("process_worker")
+        self.workers = settings.snapshot_jobs
+        self.attempts = settings.snapshot_attempts
+        self.limit_usec = settings.snapshot_timeout_usec + settings.defaults_timeout_usec + _GRACE_USEC
+        self.owner = settings.dump_owner()
+
+    def request(self, dump: Dump, document: Record) -> tuple[dict[str, Any], list[int]] | None:
+        """Open the dump's files for the worker and say what is to be run on them."""
+        if document["snapshot"] is not None:
+            return None
+        if durable.exists(dump.fd, SNAPSHOT):
+            durable.unlink(dump.fd, SNAPSHOT)
+        files = {SNAPSHOT: durable.create(dump.fd, SNAPSHOT, *self.owner), _CORE: durable.open_regular(dump.fd, _CORE)}
+        if durable.exists(dump.fd, _ASSETS):
+            files[_ASSETS] = durable.open_regular(dump.fd, _ASSETS)
+        settings, victim = self.settings, document["victim"]
+        message = {
+            "version": 1,
+            "job": self.name,
+            "uuid": dump.uuid,
+            "files": list(files),
+            "exe": victim["exe"] or victim["comm"] or "",
+            "pid": victim["pid"] or 0,
+            "uid": victim["uid"] or 0,
+            "signal": victim["signal"] or 0,
+            "snapshot_command": settings.snapshot_command,
+            "defaults_command": settings.defaults_command,
+            "snapshot_timeout_usec": settings.snapshot_timeout_usec,
+            "defaults_timeout_usec": settings.defaults_timeout_usec,
+            "memory_bytes": settings.snapshot_memory_bytes,
+            "max_bytes": settings.snapshot_max_bytes,
+            "output": settings.command_output,
+        }
+        return message, list(files.values())
+
+    def conclude(self, dump: Dump, document: Record, answer: dict[str, Any] | None) -> Verdict:
+        """Take the snapshot into the record once it is on the disk."""
+        if answer is None:
+            return Verdict("later", "the worker died, or did not answer in time")
+        detail = str(answer.get("detail", ""))[:2000]
+        if answer.get("status") == "refused":
+            return Verdict("failed", detail)
+        if answer.get("status") != "done":
+            return Verdict("later", detail or "the worker's answer cannot be understood")
+        if document["snapshot"] is None:
+            fd = durable.open_regular(dump.fd, SNAPSHOT)
+            try:
+                size_bytes = os.fstat(fd).st_size
+                if not 0 < size_bytes <= self.settings.snapshot_max_bytes:
+                    return Verdict("later", f"snapshot.command left a snapshot of {size_bytes} bytes")
+                with os.fdopen(os.dup(fd), "rb") as file:
+                    digest = hashlib.file_digest(file, "sha256").hexdigest()
+                durable.sync(fd)
+            finally:
+                os.close(fd)
+            document["snapshot"] = {"size_bytes": size_bytes, "sha256": digest}
+        return Verdict("done", detail)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the stage processor; return its exit status."""
+    return stage_program.main("process", __doc__ or "", Processing, arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,148 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: Apache-2.0
+"""coresnap process-worker - run defaults.command and snapshot.command on one dump
+
+DESCRIPTION
+    Started by the stage processor, with a connection on standard input. Over it come one message and the open files of
+    one dump; back goes one answer: done, failed (worth another attempt) or refused (never worth one), with a line.
+    The commands get the files as /proc/self/fd/N: they can open them by path, and no other dump's.
+
+SECURITY
+    This program and its commands are the ones that touch a core, which is hostile. They need no network, no other file
+    of the spool and no privilege.
+"""
+
+import os
+import sys
+
+if __name__ == "__main__":
+    sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
+
+import shutil
+import socket
+import time
+from typing import Any
+
+from coresnap.ground import program, runner, wire
+from coresnap.ground.errors import BadInput
+from coresnap.ground.formats import expand
+
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_DEFAULTS_MAX_BYTES = 64 << 10
+_OUTPUT_MAX_BYTES = 64 << 10
+_BAD_INPUT = 65
+_FIELDS = {
+    "uuid": str,
+    "files": list,
+    "exe": str,
+    "pid": int,
+    "uid": int,
+    "signal": int,
+    "snapshot_command": list,
+    "defaults_command": list,
+    "snapshot_timeout_usec": int,
+    "defaults_timeout_usec": int,
+    "memory_bytes": int,
+    "max_bytes": int,
+    "output": str,
+}
+
+
+def work(connection: socket.socket) -> int:
+    """Serve the one request on the connection; return the exit status."""
+    received = wire.receive(connection, max_fds=3)
+    if received is None:
+        return 0
+    request, fds = received
+    _check(request, fds)
+    wire.send(connection, _process(request, dict(zip(request["files"], fds, strict=True))))
+    return 0
+
+
+def _check(request: dict[str, Any], fds: list[int]) -> None:
+    for name, kind in _FIELDS.items():
+        if type(request.get(name)) is not kind:
+            raise BadInput(f"request: {name}: {kind.__name__} expected")
+    if len(request["files"]) != len(fds):
+        raise BadInput(f"request: {len(request['files'])} files are named, {len(fds)} came")
+
+
+def _process(request: dict[str, Any], files: dict[str, int]) -> dict[str, Any]:
+    started_nsec = time.monotonic_ns()
+    environment = {"PATH": _PATH, "LANG": "C.UTF-8"}
+    if request["defaults_command"]:
+        argv = [*request["defaults_command"], os.path.basename(request["exe"])]
+        result = runner.run(
+            argv,
+            timeout_usec=request["defaults_timeout_usec"],
+            env=environment,
+            output="capture",
+            output_limit_bytes=_DEFAULTS_MAX_BYTES,
+        )
+        if result.status != 0:
+            return {"version": 1, "status": "failed", "detail": f"defaults.command: {_ending(result)}"}
+        environment["BACKTRACE_DEFAULTS"] = result.output.decode("utf-8", "replace").replace("\0", "")
+    argv = _command(expand(request["snapshot_command"], _formats(request, files)))
+    result = runner.run(
+        argv,
+        timeout_usec=request["snapshot_timeout_usec"],
+        env=environment,
+        pass_fds=tuple(files.values()),
+        output={"log": "capture"}.get(request["output"], request["output"]),
+        output_limit_bytes=_OUTPUT_MAX_BYTES,
+        memory_bytes=request["memory_bytes"],
+        file_size_bytes=request["max_bytes"],
+    )
+    elapsed_usec = (time.monotonic_ns() - started_nsec) // 1000
+    if result.status == 0:
+        return {"version": 1, "status": "done", "elapsed_usec": elapsed_usec, "detail": _last_line(result.output)}
+    status = "refused" if result.status == _BAD_INPUT else "failed"
+    return {"version": 1, "status": status, "detail": f"snapshot.command: {_ending(result)}"}
+
+
+def _formats(request: dict[str, Any], files: dict[str, int]) -> dict[str, str]:
+    paths = {name: f"/proc/self/fd/{fd}" for name, fd in files.items()}
+    return {
+        "S": paths["snapshot"],
+        "c": paths["core"],
+        "a": paths.get("assets.tar", os.devnull),
+        "B": request["uuid"],
+        "e": request["exe"],
+        "p": str(request["pid"]),
+        "u": str(request["uid"]),
+        "s": str(request["signal"]),
+    }
+
+
+def _command(argv: list[str]) -> list[str]:
+    """Find coresnap's own snapshot program where it is: beside this one."""
+    if argv[0] == "coresnap-snapshot":
+        return [*program.argv_of("take_snapshot"), *argv[1:]]
+    return [shutil.which(argv[0], path=_PATH) or argv[0], *argv[1:]]
+
+
+def _ending(result: runner.Result) -> str:
+    """Say in a line how a command ended."""
+    if result.timed_out:
+        how = "took too long and was killed"
+    elif result.signal:
+        how = f"was killed by signal {result.signal}"
+    else:
+        how = f"exit status {result.status}"
+    said = _last_line(result.output)
+    return f"{how}: {said}" if said else how
+
+
+def _last_line(output: bytes) -> str:
+    lines = output.decode("utf-8", "replace").strip().splitlines()
+    return lines[-1][:1000] if lines else ""
+
+
+def main() -> int:
+    """Run the worker; return its exit status."""
+    with socket.socket(fileno=os.dup(0)) as connection:
+        return program.run("coresnap process-worker", lambda: work(connection))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,119 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: Apache-2.0
+"""coresnap send - the sender: deliver each snapshot to the store
+
+SYNOPSIS
+    python3 -m coresnap.send [--settings FILE] [--once | --linger SECONDS]
+
+DESCRIPTION
+    Owns the stage sending. A worker delivers one snapshot after the other to the store that send.store or send.coroner
+    names, or runs send.command; format.N chooses the project. What the store acknowledged is kept as receipt.json, and
+    the dump moves to committed. A store that cannot be reached is asked again, later each time. Only a refusal of this
+    one snapshot moves its dump to failed.
+
+    --once           end when nothing is due
+    --linger SECONDS end when sending has been empty for so long
+
+EXIT STATUS
+    0 all is delivered, or waits for its next attempt; 69 there is no spool; 78 the settings are wrong.
+
+SECURITY
+    The worker is handed the snapshot and the asset, never the core.
+"""
+
+import json
+import os
+import sys
+
+if __name__ == "__main__":
+    sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
+
+from typing import Any
+
+from coresnap.ground import durable
+from coresnap.ground.errors import BadInput
+from coresnap.ground.program import argv_of
+from coresnap.ground.settings import Settings
+from coresnap.spool import stage_program, stages
+from coresnap.spool.owner import Verdict
+from coresnap.spool.record import Record
+from coresnap.spool.stages import Dump
+from coresnap.store import Receipt
+
+SNAPSHOT, RECEIPT, _ASSETS = "snapshot", "receipt.json", "assets.tar"
+_GRACE_USEC = 10_000_000
+_RECEIPT_MAX_BYTES = 64 << 10
+
+
+class Sending:
+    """The trade of the stage sending."""
+
+    name = "send"
+    stage, next_stage = stages.SENDING, stages.COMMITTED
+    workers = 1
+    reuse = True
+    first_retry_usec = 30_000_000
+    last_retry_usec = 3_600_000_000
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.worker = argv_of("send_worker")
+        self.attempts = settings.send_attempts
+        self.limit_usec = settings.send_timeout_usec + _GRACE_USEC
+        self.owner = settings.dump_owner()
+
+    def request(self, dump: Dump, document: Record) -> tuple[dict[str, Any], list[int]] | None:
+        """Open what is to be sent and say where to."""
+        if durable.exists(dump.fd, RECEIPT):
+            return None
+        if document["snapshot"] is None:
+            raise BadInput(f"{dump.uuid} has no snapshot on record", hint=f"`coresnap retry {dump.uuid[:8]}` makes one")
+        settings = self.settings
+        project, _rule = settings.format_for(os.path.basename(document["victim"]["exe"] or ""))
+        files = {SNAPSHOT: durable.open_regular(dump.fd, SNAPSHOT)}
+        if durable.exists(dump.fd, _ASSETS):
+            files[_ASSETS] = durable.open_regular(dump.fd, _ASSETS)
+        message = {
+            "version": 1,
+            "job": self.name,
+            "uuid": dump.uuid,
+            "files": list(files),
+            "project": project,
+            "token": None,
+            "store": settings.send_store,
+            "store_max_bytes": settings.store_max_bytes,
+            "store_max_age_usec": settings.store_max_age_usec,
+            "command": settings.send_command or None,
+            "timeout_usec": settings.send_timeout_usec,
+            "snapshot": document["snapshot"],
+        }
+        return message, list(files.values())
+
+    def conclude(self, dump: Dump, document: Record, answer: dict[str, Any] | None) -> Verdict:
+        """Keep the receipt; without one nothing counts as delivered."""
+        if answer is None:
+            return Verdict("later", "the worker died, or did not answer in time")
+        status, detail = answer.get("status"), str(answer.get("detail", ""))[:2000]
+        if status == "delivered":
+            receipt = Receipt.from_json(answer.get("receipt"))
+            durable.replace(dump.fd, RECEIPT, json.dumps(receipt.to_json()).encode(), *self.owner)
+            return Verdict("done", f"delivered to {receipt.store}, project {receipt.project}")
+        if status == "done":
+            receipt = Receipt.from_json(json.loads(durable.read(dump.fd, RECEIPT, _RECEIPT_MAX_BYTES)))
+            return Verdict("done", f"delivered to {receipt.store}, project {receipt.project}")
+        if status == "refused":
+            return Verdict("failed", detail)
+        retry_usec = answer.get("retry_after_usec")
+        retry_usec = retry_usec if isinstance(retry_usec, int) and 0 < retry_usec <= self.last_retry_usec else None
+        if status == "parked":
+            return Verdict("parked", detail, retry_usec)
+        return Verdict("later", detail or "the worker's answer cannot be understood", retry_usec)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the sender; return its exit status."""
+    return stage_program.main("send", __doc__ or "", Sending, arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ledger: one line for every crash whose core was not kept, and why.
+
+`<dump.root>/ledger` is a ring of lines of fixed length, written in place: its space is taken once, so that a full disk
+can still be put on record, and it never grows. Line 0 says how many lines have ever been written; line 1 + n % LINES is
+entry n, a JSON object padded with blanks. It can be read with any pager.
+
+Where the spool cannot be opened the same file in FALLBACK takes the entry.
+"""
+
+import fcntl
+import json
+import os
+import time
+
+from coresnap.ground import durable
+from coresnap.ground.errors import BadInput
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any
+
+    Entry = dict[str, Any]
+
+NAME = "ledger"
+FALLBACK = "/run/coresnap"
+LINE_BYTES = 1024
+LINES = 2048
+
+#: Why a core was not kept; each reason with what it means to the person who asks.
+REASONS = {
+    "quota": "the disk has less free space than dump.quota demands, or the spool has reached dump.ceiling",
+    "disk-full": "the file system was full before the core's notes were written",
+    "write-error": "the file system gave an error before the core's notes were written",
+    "empty": "the kernel, or who called archive, sent no bytes",
+    "not-a-core": "what came was not an ELF core",
+    "cut-short": "the core ended before its notes were complete",
+    "interrupted": "archive was killed before the core's notes were complete",
+    "no-spool": "dump.root was missing or not mounted",
+    "internal": "archive failed; the detail says how",
+}
+_KEPT = ("time_usec", "reason", "detail", "uuid", "pid", "uid", "signal", "comm", "exe")
+
+
+def append(dir_fd: int, reason: str, detail: str, uuid: str = "", victim: "Entry | None" = None) -> "Entry":
+    """Put a crash that was not kept on record, durably; return the entry. `reason` is one of REASONS. Raises OSError."""
+    if reason not in REASONS:
+        raise ValueError(reason)
+    known = {key: value for key, value in (victim or {}).items() if key in _KEPT and value is not None}
+    entry = {"time_usec": time.time_ns() // 1000, "reason": reason, "detail": detail, "uuid": uuid, **known}
+    fd = _open(dir_fd)
+    try:
+        number = _count(fd)
+        durable.pwrite(fd, _line(entry, number), (1 + number % LINES) * LINE_BYTES)
+        durable.pwrite(fd, f"{number + 1}".encode().ljust(LINE_BYTES - 1) + b"\n", 0)
+        durable.sync(fd)
+    finally:
+        os.close(fd)
+    return entry
+
+
+def _open(dir_fd: int) -> int:
+    """Open and lock the ledger. A new one takes its space on the disk for good: blank lines, written out."""
+    fd = os.open(NAME, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=dir_fd)
+    fcntl.flock(fd, fcntl.LOCK_EX)
+    if os.fstat(fd).st_size < (1 + LINES) * LINE_BYTES:
+        durable.pwrite(fd, (b" " * (LINE_BYTES - 1) + b"\n") * (1 + LINES), 0)
+        durable.sync(fd)
+    return fd
+
+
+def prepare(dir_fd: int, uid: int = -1, gid: int = -1) -> None:
+    """Make the ledger, or leave the one that is there."""
+    fd = _open(dir_fd)
+    os.fchown(fd, uid, gid)
+    os.close(fd)
+
+
+def _count(fd: int) -> int:
+    """Return how many entries have been written; a crash between an entry and the count leaves the count one behind."""
+    head = os.pread(fd, LINE_BYTES, 0).strip()
+    number = int(head) if head.isdigit() and len(head) < 20 else 0
+    entry = _parse(os.pread(fd, LINE_BYTES, (1 + number % LINES) * LINE_BYTES))
+    return number + 1 if entry and entry.get("n") == number else number
+
+
+def _line(entry: "Entry", number: int) -> bytes:
+    """Return the entry as a line; its longest text gives way until it fits."""
+    entry = {"n": number, **entry}
+    while len(data := json.dumps(entry, separators=(",", ":")).encode()) > LINE_BYTES - 1:
+        longest = max((key for key in entry if isinstance(entry[key], str)), key=lambda key: len(json.dumps(entry[key])))
+        entry[longest] = entry[longest][: len(entry[longest]) * 3 // 4]
+    return data.ljust(LINE_BYTES - 1) + b"\n"
+
+
+def _parse(line: bytes) -> "Entry | None":
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return None
+    if not isinstance(entry, dict) or not isinstance(entry.get("n"), int):
+        return None
+    return entry if isinstance(entry.get("time_usec"), int) and isinstance(entry.get("reason"), str) else None
+
+
+def read(dir_fd: int) -> "Iterator[Entry]":
+    """Yield the entries, oldest first; damaged lines are passed over. A missing ledger has none."""
+    try:
+        data = durable.read(dir_fd, NAME, (1 + LINES) * LINE_BYTES)
+    except FileNotFoundError:
+        return
+    except BadInput:
+        return
+    lines = (data[at : at + LINE_BYTES] for at in range(LINE_BYTES, len(data), LINE_BYTES))
+    yield from sorted(filter(None, map(_parse, lines)), key=lambda entry: entry["n"])

@@ -1,0 +1,298 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The owner of a stage: it takes dumps, has a worker do the work on each, and moves them on.
+
+The owner renames and records; it reads nothing of a dump but its record, and of a worker nothing but a small typed
+answer. What a stage's work is, its Trade says. Workers do the dangerous part in processes of their own: each is handed
+the open descriptors of one dump at a time over a socket and can name no other dump.
+"""
+
+from __future__ import annotations
+
+import heapq
+import os
+import select
+import socket
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from coresnap.ground import inotify, runner, wire
+from coresnap.ground.errors import BadInput, CoresnapError
+from coresnap.spool import record, stages
+from coresnap.spool.record import Record
+from coresnap.spool.stages import Dump, Spool
+
+_BUSY_USEC = 5_000_000
+_RESCAN_USEC = 60_000_000
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the work on a dump has come to.
+
+    done: it goes on to the next stage. later: it is tried again, after `retry_usec` or the owner's back-off. parked:
+    the whole stage waits for `retry_usec`; this dump is not to blame. failed: it is given up on.
+    """
+
+    status: Literal["done", "later", "parked", "failed"]
+    detail: str = ""
+    retry_usec: int | None = None
+
+
+class Trade(Protocol):
+    """What a stage's owner has to know of the stage's work."""
+
+    name: str  #: process or send: the key of the record's attempts
+    stage: str
+    next_stage: str
+    worker: Sequence[str]  #: argv of the worker program
+    workers: int  #: how many dumps are worked on at once
+    reuse: bool  #: one worker may be given one dump after the other
+    limit_usec: int  #: after which a worker that has not answered is killed
+    attempts: int  #: after how many a dump is given up on; 0 for never
+    first_retry_usec: int
+    last_retry_usec: int
+    owner: tuple[int, int, int]  #: mode, uid and gid of what is written into a dump
+
+    def request(self, dump: Dump, document: Record) -> tuple[dict[str, Any], list[int]] | None:
+        """Return the worker's message and descriptors, which the owner closes; None where the work is done already."""
+
+    def conclude(self, dump: Dump, document: Record, answer: dict[str, Any] | None) -> Verdict:
+        """Judge the answer (None: the worker died), and put its result into the dump and its record, durably."""
+
+
+#: How an owner tells of an event: the dump's UUID, its record where there is one, the verdict, the stage it is in now.
+Tell = Callable[[str, Record | None, Verdict, str], None]
+
+
+@dataclass
+class _Worker:
+    child: runner.Child
+    socket: socket.socket
+    dump: Dump | None = None
+    document: Record = field(default_factory=dict)
+    deadline_usec: int = 0
+    started_usec: int = 0
+
+
+class Owner:
+    """A stage's owner at work. `run` is its whole life."""
+
+    def __init__(self, spool: Spool, trade: Trade, tell: Tell) -> None:
+        self.spool = spool
+        self.trade = trade
+        self.tell = tell
+        self.due: deque[str] = deque()
+        self.later: list[tuple[int, str]] = []
+        self.known: set[str] = set()
+        self.workers: list[_Worker] = []
+        self.parked_until_usec = 0
+
+    def run(self, stop_fd: int, *, once: bool, linger_usec: int | None = None) -> None:
+        """Work until `stop_fd` can be read; with `once` until nothing is due; with `linger_usec` until idle for that long."""
+        with inotify.Watch(self.spool.stage_fds[self.trade.stage]) as watch:
+            poll = select.poll()
+            poll.register(watch.fd, select.POLLIN)
+            poll.register(stop_fd, select.POLLIN)
+            self._scan()
+            idle_since_usec = _now_usec()
+            try:
+                while True:
+                    self._start_due()
+                    busy = [worker for worker in self.workers if worker.dump is not None]
+                    if busy or self.known:
+                        idle_since_usec = _now_usec()
+                    if once and not busy:
+                        return
+                    wait_usec = self._wait_usec(idle_since_usec, linger_usec)
+                    if wait_usec < 0:
+                        return
+                    ready = self._poll(poll, wait_usec)
+                    if stop_fd in ready:
+                        return
+                    if watch.fd in ready:
+                        watch.drain()
+                        self._scan()
+                    for worker in busy:
+                        if worker.socket.fileno() in ready:
+                            self._take_answer(worker)
+                        elif _now_usec() >= worker.deadline_usec:
+                            self._end_worker(worker)
+                            self._conclude(worker, None)
+            finally:
+                for worker in list(self.workers):
+                    self._end_worker(worker)
+
+    def _poll(self, poll: select.poll, wait_usec: int) -> set[int]:
+        for worker in self.workers:
+            poll.register(worker.socket, select.POLLIN)
+        ready = {fd for fd, _events in poll.poll(wait_usec // 1000 + 1)}
+        for worker in self.workers:
+            poll.unregister(worker.socket)
+        return ready
+
+    def _wait_usec(self, idle_since_usec: int, linger_usec: int | None) -> int:
+        """Return how long there is nothing to do; negative: the linger has passed."""
+        now_usec = _now_usec()
+        moments = [now_usec + _RESCAN_USEC, *(worker.deadline_usec for worker in self.workers if worker.dump)]
+        if self.later:
+            moments.append(self.later[0][0])
+        if self.due and self.parked_until_usec > now_usec:
+            moments.append(self.parked_until_usec)
+        if linger_usec is not None and not self.known and not any(worker.dump for worker in self.workers):
+            end_usec = idle_since_usec + linger_usec
+            if now_usec >= end_usec:
+                return -1
+            moments.append(end_usec)
+        return max(0, min(moments) - now_usec)
+
+    def _scan(self) -> None:
+        """Look what has come into the stage since the last look."""
+        there = set(self.spool.uuids(self.trade.stage))
+        working = {worker.dump.uuid for worker in self.workers if worker.dump}
+        self.due.extend(sorted(there - self.known - working))
+        self.known = there - working
+
+    def _start_due(self) -> None:
+        now_usec = _now_usec()
+        while self.later and self.later[0][0] <= now_usec:
+            self.due.append(heapq.heappop(self.later)[1])
+        while self.due and now_usec >= self.parked_until_usec:
+            worker = self._free_worker()
+            if worker is None:
+                return
+            self._start(worker, self.due.popleft())
+
+    def _free_worker(self) -> _Worker | None:
+        for worker in self.workers:
+            if worker.dump is None:
+                return worker
+        if len(self.workers) >= self.trade.workers:
+            return None
+        return self._new_worker()
+
+    def _new_worker(self) -> _Worker:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            worker = _Worker(runner.spawn(self.trade.worker, stdin=theirs.fileno()), ours)
+        self.workers.append(worker)
+        return worker
+
+    def _end_worker(self, worker: _Worker) -> None:
+        worker.socket.close()
+        worker.child.end()
+        if worker in self.workers:
+            self.workers.remove(worker)
+
+    def _start(self, worker: _Worker, uuid: str) -> None:
+        """Hand the dump to the worker, if it is there, ours and due."""
+        dump = self.spool.take(self.trade.stage, uuid)
+        if dump is None:
+            if uuid in self.spool.uuids(self.trade.stage):
+                heapq.heappush(self.later, (_now_usec() + _BUSY_USEC, uuid))
+            else:
+                self.known.discard(uuid)
+            return
+        try:
+            document = record.load(dump)
+            wait_usec = _until_usec(document, self.trade.last_retry_usec)
+            if wait_usec > 0:
+                heapq.heappush(self.later, (_now_usec() + wait_usec, uuid))
+                dump.close()
+                return
+            self.known.discard(uuid)
+            worker.dump, worker.document = dump, document
+            worker.started_usec = _now_usec()
+            worker.deadline_usec = worker.started_usec + self.trade.limit_usec
+            job = self.trade.request(dump, document)
+        except (CoresnapError, OSError) as error:
+            worker.dump = None
+            dump.close()
+            self.known.add(uuid)  # it stays where it is, untouched; a restart looks at it again
+            self.tell(uuid, None, Verdict("parked", _line(error)), self.trade.stage)
+            return
+        if job is None:
+            self._conclude(worker, {"status": "done"})
+            return
+        message, fds = job
+        try:
+            wire.send(worker.socket, message, fds)
+        except OSError:
+            self._end_worker(worker)
+            self._conclude(worker, None)
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+    def _take_answer(self, worker: _Worker) -> None:
+        try:
+            received = wire.receive(worker.socket, max_fds=0)
+        except (BadInput, OSError):
+            received = None
+        if received is None or not self.trade.reuse:
+            self._end_worker(worker)
+        self._conclude(worker, None if received is None else received[0])
+
+    def _conclude(self, worker: _Worker, answer: dict[str, Any] | None) -> None:
+        """Act on what the work has come to."""
+        dump, document = worker.dump, worker.document
+        worker.dump, worker.document = None, {}
+        assert dump is not None
+        try:
+            document["attempts"][self.trade.name] += 1
+            verdict = self.trade.conclude(dump, document, answer)
+            verdict = self._apply(dump, document, verdict)
+        except (CoresnapError, OSError) as error:
+            verdict = Verdict("later", _line(error), self.trade.first_retry_usec)
+            self._schedule(dump.uuid, self.trade.first_retry_usec)
+        self.tell(dump.uuid, document, verdict, dump.stage)
+        dump.close()
+
+    def _apply(self, dump: Dump, document: Record, verdict: Verdict) -> Verdict:
+        attempts = document["attempts"][self.trade.name]
+        if verdict.status == "later" and self.trade.attempts and attempts >= self.trade.attempts:
+            verdict = Verdict("failed", f"given up on after {attempts} attempts: {verdict.detail}")
+        if verdict.status == "parked":
+            self.parked_until_usec = _now_usec() + (verdict.retry_usec or _RESCAN_USEC)
+            self.known.add(dump.uuid)
+            self.due.append(dump.uuid)
+            return verdict
+        document["next_try_usec"] = None
+        if verdict.status == "later":
+            retry_usec = verdict.retry_usec or min(
+                self.trade.first_retry_usec << min(attempts - 1, 30), self.trade.last_retry_usec
+            )
+            document["next_try_usec"] = time.time_ns() // 1000 + retry_usec
+            record.note(document, f"{self.trade.name}: attempt {attempts} failed", verdict.detail)
+            record.store(dump, document, *self.trade.owner)
+            self._schedule(dump.uuid, retry_usec)
+            return Verdict("later", verdict.detail, retry_usec)
+        if verdict.status == "failed":
+            document["failure"] = {"reason": self.trade.name, "detail": verdict.detail[:2000]}
+        record.note(document, f"{self.trade.name}: {verdict.status}", verdict.detail)
+        record.store(dump, document, *self.trade.owner)
+        self.spool.move(dump, self.trade.next_stage if verdict.status == "done" else stages.FAILED)
+        return verdict
+
+    def _schedule(self, uuid: str, wait_usec: int) -> None:
+        self.known.add(uuid)
+        heapq.heappush(self.later, (_now_usec() + wait_usec, uuid))
+
+
+def _now_usec() -> int:
+    return time.monotonic_ns() // 1000
+
+
+def _until_usec(document: Record, most_usec: int) -> int:
+    """Return how long until the record's next try; a clock that was set back does not make it longer than the back-off."""
+    next_try_usec = document["next_try_usec"]
+    if next_try_usec is None:
+        return 0
+    wait_usec: int = next_try_usec - time.time_ns() // 1000
+    return wait_usec if wait_usec <= most_usec * 2 else 0
+
+
+def _line(error: CoresnapError | OSError) -> str:
+    return error.line() if isinstance(error, CoresnapError) else f"{error.filename or ''}: {error.strerror}"

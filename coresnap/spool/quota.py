@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Disk space, reserved across concurrent captures before their first byte.
+
+`<dump.root>/reservations` is a table of pairs of little-endian u64. The first of entry 0 counts the bytes that the spool's
+dumps hold on disk; each further entry is a live capture's: what of its reservation is not written yet, and what it has
+written, which is in the file system but not yet in that count. A capture owns an entry as long as
+it holds the record lock of the byte with its number, so a reservation ends with its capture, however that ends. Whoever
+takes or raises a reservation does so under the lock of the byte behind the table; a capture lowers its own entry
+freely, and only after the bytes are in the file system: between the two they count twice, never not at all.
+
+Imported while a crashed process is held.
+"""
+
+import fcntl
+import os
+import struct
+
+from coresnap.ground.errors import TryLater
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from coresnap.spool.stages import Spool
+
+ENTRIES = 4096
+STEP_BYTES = 64 << 20
+_MUTEX = ENTRIES
+_ENTRY = struct.Struct("<QQ")
+_TABLE_BYTES = ENTRIES * _ENTRY.size
+
+
+class QuotaExceeded(TryLater):
+    """There is no room for this dump within dump.quota or dump.ceiling."""
+
+
+class Reservation:
+    """The room that one capture has left. Close it when its bytes are on disk."""
+
+    __slots__ = ("_ceiling_bytes", "_entry", "_fd", "_percent", "_root_fd", "left_bytes", "written_bytes")
+
+    def __init__(self, spool: "Spool", quota_percent: int, ceiling_bytes: int, need_bytes: int) -> None:
+        """Reserve `need_bytes`. Raises QuotaExceeded."""
+        self._root_fd = spool.root_fd
+        self._percent = quota_percent
+        self._ceiling_bytes = ceiling_bytes
+        self._entry = 0
+        self.left_bytes = self.written_bytes = 0
+        self._fd = open_table(spool)
+        try:
+            self.grow(need_bytes)
+        except BaseException:
+            os.close(self._fd)
+            raise
+
+    def grow(self, more_bytes: int) -> None:
+        """Raise the reservation. Raises QuotaExceeded, and then nothing is changed."""
+        fcntl.lockf(self._fd, fcntl.LOCK_EX, 1, _MUTEX)
+        try:
+            table = read_table(self._fd)
+            left_bytes, written_bytes = self._outstanding(table)
+            self._check(table[0][0] + written_bytes, left_bytes + more_bytes)
+            self._put(self.left_bytes + more_bytes)
+        finally:
+            fcntl.lockf(self._fd, fcntl.LOCK_UN, 1, _MUTEX)
+
+    def _outstanding(self, table: "list[tuple[int, int]]") -> "tuple[int, int]":
+        """Sum what live captures have left and have written, clear what dead ones left behind, and find an entry."""
+        left_bytes = written_bytes = 0
+        for number in range(1, ENTRIES):
+            used = any(table[number])
+            if number != self._entry and (used or not self._entry) and self._lock(number):
+                if used:
+                    os.pwrite(self._fd, _ENTRY.pack(0, 0), number * _ENTRY.size)
+                if self._entry:
+                    fcntl.lockf(self._fd, fcntl.LOCK_UN, 1, number)
+                else:
+                    self._entry = number
+            elif used:
+                left_bytes += table[number][0]
+                written_bytes += table[number][1]
+        if not self._entry:
+            raise QuotaExceeded(f"{ENTRIES - 1} captures at once")
+        return left_bytes, written_bytes
+
+    def _lock(self, number: int) -> bool:
+        try:
+            fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, number)
+        except (BlockingIOError, PermissionError):
+            return False
+        return True
+
+    def _check(self, used_bytes: int, wanted_bytes: int) -> None:
+        disk = os.fstatvfs(self._root_fd)
+        free_bytes = disk.f_bavail * disk.f_frsize
+        keep_bytes = disk.f_blocks * disk.f_frsize * self._percent // 100
+        if free_bytes - wanted_bytes < keep_bytes:
+            raise QuotaExceeded(
+                f"dump.quota: {free_bytes} bytes are free, {wanted_bytes} reserved or asked for,"
+                f" {keep_bytes} ({self._percent}%) have to stay free",
+                hint="free some space, or lower dump.quota",
+            )
+        if self._ceiling_bytes and used_bytes + wanted_bytes > self._ceiling_bytes:
+            raise QuotaExceeded(
+                f"dump.ceiling: the spool holds {used_bytes} bytes, {wanted_bytes} are reserved or asked for,"
+                f" {self._ceiling_bytes} is the ceiling",
+                hint="remove dumps, or raise dump.ceiling",
+            )
+
+    def spend(self, written_bytes: int) -> None:
+        """Take what has just been written off the reservation; raise it by a step where it ends. Raises QuotaExceeded."""
+        short_bytes = written_bytes - self.left_bytes
+        if short_bytes > 0:
+            try:
+                self.grow(short_bytes + STEP_BYTES)
+            except QuotaExceeded:
+                self.grow(short_bytes)
+        self.written_bytes += written_bytes
+        self._put(self.left_bytes - written_bytes)
+
+    def _put(self, left_bytes: int) -> None:
+        os.pwrite(self._fd, _ENTRY.pack(left_bytes, self.written_bytes), self._entry * _ENTRY.size)
+        self.left_bytes = left_bytes
+
+    def close(self, kept_bytes: int = 0) -> None:
+        """End the reservation; `kept_bytes` on disk now belong to the spool."""
+        if kept_bytes:
+            add_used(self._fd, kept_bytes)
+        self.written_bytes = 0
+        self._put(0)
+        os.close(self._fd)
+
+
+def open_table(spool: "Spool") -> int:
+    """Return a descriptor of the spool's table of reservations, made where it is missing."""
+    fd = os.open(
+        "reservations", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=spool.root_fd
+    )
+    if os.fstat(fd).st_size < _TABLE_BYTES:
+        os.posix_fallocate(fd, 0, _TABLE_BYTES)
+        if os.fstat(fd).st_uid != spool.uid:
+            os.fchown(fd, spool.uid, spool.gid)
+    return fd
+
+
+def read_table(fd: int) -> "list[tuple[int, int]]":
+    """Return the table's entries, each as it is described above."""
+    data = os.pread(fd, _TABLE_BYTES, 0).ljust(_TABLE_BYTES, b"\0")
+    return list(_ENTRY.iter_unpack(data))
+
+
+def add_used(fd: int, more_bytes: int) -> None:
+    """Add to the count of bytes that the spool holds; a negative number takes off."""
+    fcntl.lockf(fd, fcntl.LOCK_EX, 1, _MUTEX)
+    try:
+        used_bytes = _ENTRY.unpack(os.pread(fd, _ENTRY.size, 0))[0]
+        os.pwrite(fd, _ENTRY.pack(max(0, used_bytes + more_bytes), 0), 0)
+    finally:
+        fcntl.lockf(fd, fcntl.LOCK_UN, 1, _MUTEX)

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the two stage owners, process and send, have in common as programs: options, signals, log lines, exit status."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import replace
+
+from coresnap.ground import notify, program, settings
+from coresnap.ground.log import Log
+from coresnap.spool.owner import Owner, Tell, Trade, Verdict
+from coresnap.spool.record import Record
+from coresnap.spool.stages import Spool
+
+
+def main(name: str, manual: str, trade: Callable[[settings.Settings], Trade], arguments: list[str] | None) -> int:
+    """Be the stage owner `name` of this trade; return its exit status."""
+    parser = argparse.ArgumentParser(
+        prog=f"coresnap-{name}", description=manual, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--settings", metavar="FILE", help="read this configuration file, and no other")
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument("--once", action="store_true", help="end when nothing is due")
+    mode.add_argument("--linger", metavar="SECONDS", type=float, help="end when there has been nothing to do for so long")
+    parser.add_argument("--output", choices=("log", "inherit", "discard"), help="override command.output")
+    options = parser.parse_args(arguments)
+    log = Log.open()
+    linger_usec = None if options.linger is None else int(options.linger * 1e6)
+    return program.run(
+        f"coresnap-{name}", lambda: _run(trade, options, linger_usec, log), log.error
+    )
+
+
+def _run(
+    trade: Callable[[settings.Settings], Trade], options: argparse.Namespace, linger_usec: int | None, log: Log
+) -> int:
+    loaded = settings.load(options.settings)
+    if options.output:
+        loaded = replace(loaded, command_output=options.output)
+    with Spool(loaded.dump_root) as spool, program.signals() as caught:
+        owner = Owner(spool, trade(loaded), _teller(log))
+        notify.ready()
+        owner.run(caught.fd, once=options.once, linger_usec=linger_usec)
+        notify.stopping()
+    return 0
+
+
+def _teller(log: Log) -> Tell:
+    """Return the function that puts a verdict into words."""
+
+    def tell(uuid: str, document: Record | None, verdict: Verdict, stage: str) -> None:
+        fields = {"CORESNAP_DUMP": uuid, "CORESNAP_STAGE": stage}
+        if verdict.status == "done":
+            log.info(f"{uuid}: {verdict.detail or 'done'}; now in {stage}", **fields)
+        elif verdict.status == "later":
+            seconds = (verdict.retry_usec or 0) // 1_000_000
+            log.warning(f"{uuid}: {verdict.detail}; next try in {seconds} s, it stays in {stage}", **fields)
+        elif verdict.status == "parked":
+            log.warning(f"{uuid}: {verdict.detail}; it stays in {stage}", **fields)
+        else:
+            log.error(f"{uuid}: {verdict.detail}; now in {stage}: `coresnap retry {uuid[:8]}` tries again", **fields)
+
+    return tell
+
+

@@ -1,0 +1,247 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The five stages of a dump, and the only code that renames a dump from one to another.
+
+    <dump.root>/staging/<uuid>/     being written; only its writer and the sweep look here
+    <dump.root>/pending/<uuid>/     core complete, waiting for its snapshot
+    <dump.root>/sending/<uuid>/     snapshot complete, waiting for delivery
+    <dump.root>/committed/<uuid>/   delivered; kept until retention takes it
+    <dump.root>/failed/<uuid>/      given up on; dump.json says why
+
+A dump directory holds files only. Whoever works on a dump holds flock(2) on its directory; the lock goes with its holder.
+The last file written before a transition is dump.json, whose replacement syncs the directory; the transition is then
+one rename and the sync of both stages, so after a crash at any instruction a dump lies in one stage, whole.
+
+Imported while a crashed process is held: see coresnap.ground.durable for what that forbids.
+"""
+
+import errno
+import fcntl
+import os
+
+from coresnap.ground import durable
+from coresnap.ground.errors import Refused, TryLater
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+STAGING, PENDING, SENDING, COMMITTED, FAILED = STAGES = ("staging", "pending", "sending", "committed", "failed")
+
+#: What is being removed lies in staging under this prefix.
+REMOVED = ".removed-"
+
+_HEX = frozenset("0123456789abcdef")
+
+
+def new_uuid() -> str:
+    """Return a random UUID (RFC 9562, version 4) in lower case."""
+    raw = bytearray(os.urandom(16))
+    raw[6] = raw[6] & 0x0F | 0x40
+    raw[8] = raw[8] & 0x3F | 0x80
+    text = raw.hex()
+    return "-".join((text[:8], text[8:12], text[12:16], text[16:20], text[20:]))
+
+
+def is_uuid(name: str) -> bool:
+    """Say whether `name` is a UUID in the lower-case form that names a dump."""
+    parts = name.split("-")
+    return [len(part) for part in parts] == [8, 4, 4, 4, 12] and _HEX.issuperset("".join(parts))
+
+
+class Dump:
+    """One dump, open and locked by this process. Close it when done; closing gives the lock back."""
+
+    __slots__ = ("fd", "stage", "uuid")
+
+    def __init__(self, uuid: str, stage: str, fd: int) -> None:
+        self.uuid = uuid
+        self.stage = stage
+        self.fd = fd
+
+    def __enter__(self) -> "Dump":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the lock back."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    def disk_bytes(self) -> int:
+        """Return the bytes of disk that the dump's files take."""
+        names = os.listdir(self.fd)
+        return sum(os.stat(name, dir_fd=self.fd, follow_symlinks=False).st_blocks for name in names) * 512
+
+
+class Spool:
+    """An open spool. Its descriptors stay valid whatever happens to the path."""
+
+    __slots__ = ("gid", "path", "root_fd", "stage_fds", "uid")
+
+    def __init__(self, path: str) -> None:
+        """Open the spool at `path`. Raises Refused where there is none."""
+        self.path = path
+        self.stage_fds: dict[str, int] = {}
+        try:
+            self.root_fd = durable.open_directory(path)
+        except OSError as error:
+            raise Refused(f"dump.root {path}: {error.strerror}", hint="`coresnapd --prepare` makes it") from error
+        try:
+            for stage in STAGES:
+                self.stage_fds[stage] = durable.open_directory(stage, self.root_fd)
+        except OSError as error:
+            self.close()
+            raise Refused(
+                f"dump.root {path} is not a spool: {stage}: {error.strerror}",
+                hint="is its file system mounted? `coresnapd --prepare` makes a new spool",
+            ) from error
+        status = os.fstat(self.root_fd)
+        self.uid, self.gid = status.st_uid, status.st_gid
+
+    def __enter__(self) -> "Spool":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the descriptors."""
+        for fd in (self.root_fd, *self.stage_fds.values()):
+            os.close(fd)
+        self.stage_fds.clear()
+
+    def new(self) -> Dump:
+        """Make an empty dump in staging, locked. Raises OSError."""
+        staging = self.stage_fds[STAGING]
+        fcntl.flock(staging, fcntl.LOCK_SH)  # see abandoned()
+        try:
+            uuid = new_uuid()
+            dump = Dump(uuid, STAGING, durable.mkdir(staging, uuid, 0o700, self.uid, self.gid))
+            fcntl.flock(dump.fd, fcntl.LOCK_EX)
+        finally:
+            fcntl.flock(staging, fcntl.LOCK_UN)
+        return dump
+
+    def abandoned(self) -> "Iterator[Dump]":
+        """Yield the dumps in staging whose writer has died, locked; remove what was half removed.
+
+        A new dump is made and locked under a shared lock of staging, so one moment of the exclusive lock, after the
+        listing, is enough to know that a listed dump without a lock has lost its writer.
+        """
+        staging = self.stage_fds[STAGING]
+        names = os.listdir(staging)
+        fcntl.flock(staging, fcntl.LOCK_EX)
+        fcntl.flock(staging, fcntl.LOCK_UN)
+        for name in names:
+            if name.startswith(REMOVED):
+                durable.remove_tree(staging, name)
+            elif dump := self.take(STAGING, name):
+                yield dump
+
+    def _lock(self, dump: Dump) -> bool:
+        """Lock the dump unless another holds it; then look whether it still lies where it was found."""
+        try:
+            fcntl.flock(dump.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            there = os.stat(dump.uuid, dir_fd=self.stage_fds[dump.stage], follow_symlinks=False)
+        except (BlockingIOError, FileNotFoundError):
+            return False
+        here = os.fstat(dump.fd)
+        return (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino)
+
+    def take(self, stage: str, uuid: str) -> "Dump | None":
+        """Open and lock the dump; None where another works on it or it is no longer in that stage."""
+        if not is_uuid(uuid):
+            return None
+        try:
+            dump = Dump(uuid, stage, durable.open_directory(uuid, self.stage_fds[stage]))
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+                return None
+            raise TryLater(f"{stage}/{uuid}: {error.strerror}") from error
+        if self._lock(dump):
+            return dump
+        dump.close()
+        return None
+
+    def uuids(self, stage: str) -> "list[str]":
+        """Return the dumps of a stage; what else lies there is left out (see foreign)."""
+        return [name for name in os.listdir(self.stage_fds[stage]) if is_uuid(name)]
+
+    def foreign(self) -> "Iterator[str]":
+        """Yield the entries of the stages that are no dumps, as stage/name."""
+        for stage in STAGES:
+            for name in os.listdir(self.stage_fds[stage]):
+                if not is_uuid(name):
+                    yield f"{stage}/{name}"
+
+    def move(self, dump: Dump, stage: str) -> None:
+        """Move a locked dump to another stage. Its files, and its directory, have been synced by their writers."""
+        source, target = self.stage_fds[dump.stage], self.stage_fds[stage]
+        durable.rename(source, dump.uuid, target, dump.uuid)
+        dump.stage = stage
+        durable.sync(target)
+        durable.sync(source)
+
+    def remove(self, dump: Dump) -> None:
+        """Remove a locked dump: one rename takes it out of its stage, and the sweep ends what a crash interrupts."""
+        staging = self.stage_fds[STAGING]
+        doomed = REMOVED + dump.uuid
+        durable.rename(self.stage_fds[dump.stage], dump.uuid, staging, doomed)
+        durable.sync(self.stage_fds[dump.stage])
+        durable.remove_tree(staging, doomed)
+        durable.sync(staging)
+        dump.close()
+
+
+def prepare(path: str, uid: int, gid: int) -> None:
+    """Make the spool's directories where they are missing, and rename a probe through all stages.
+
+    Raises Refused where the directories are not of one file system: rename(2) could not move a dump then.
+    """
+    try:
+        os.makedirs(path, 0o700, exist_ok=True)
+        root_fd = durable.open_directory(path)
+    except OSError as error:
+        raise Refused(f"dump.root {path}: {error.strerror}", hint="make it a directory of coresnap's own") from error
+    try:
+        _own(root_fd, uid, gid)
+        for stage in STAGES:
+            if durable.exists(root_fd, stage):
+                stage_fd = durable.open_directory(stage, root_fd)
+                _own(stage_fd, uid, gid)
+            else:
+                stage_fd = durable.mkdir(root_fd, stage, 0o700, uid, gid)
+            os.close(stage_fd)
+        durable.sync(root_fd)
+    except OSError as error:
+        raise Refused(f"dump.root {path}: {error.strerror}") from error
+    finally:
+        os.close(root_fd)
+    with Spool(path) as spool:
+        _probe(spool)
+
+
+def _own(fd: int, uid: int, gid: int) -> None:
+    status = os.fstat(fd)
+    if uid not in (-1, status.st_uid) or gid not in (-1, status.st_gid):
+        os.fchown(fd, uid, gid)
+
+
+def _probe(spool: Spool) -> None:
+    name = f".probe-{os.getpid()}"
+    os.close(durable.mkdir(spool.stage_fds[STAGING], name, 0o700))
+    at = STAGING
+    try:
+        for stage in (*STAGES[1:], STAGING):
+            durable.rename(spool.stage_fds[at], name, spool.stage_fds[stage], name)
+            at = stage
+    except OSError as error:
+        raise Refused(
+            f"dump.root {spool.path}: a dump cannot be renamed from {at} to {stage}: {error.strerror}",
+            hint="the five stages have to be plain directories of one file system",
+        ) from error
+    finally:
+        durable.rmdir(spool.stage_fds[at], name)

@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Evidence: read in order of worth, within its time, filtered, and never at the cost of the core."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from coresnap.capture import evidence
+from coresnap.capture.evidence import Evidence, filter_environ
+from coresnap.capture.victim import CORE_PATTERN, from_core_pattern
+
+SECOND_USEC = 1_000_000
+
+
+@pytest.fixture
+def source_fd() -> Iterator[int]:
+    fd = os.open(os.devnull, os.O_RDONLY)
+    yield fd
+    os.close(fd)
+
+
+@pytest.fixture
+def victim() -> Iterator[subprocess.Popen[bytes]]:
+    """A live process with a thread of a hostile name, a secret in its environment and an open file."""
+    program = """
+import ctypes, sys, threading
+def run():
+    ctypes.CDLL(None).prctl(15, b"evil\\n\\x1bname", 0, 0, 0)
+    print(flush=True)
+    sys.stdin.read()
+threading.Thread(target=run).start()
+"""
+    environment = {"PATH": "/usr/bin", "LC_ALL": "C", "SECRET_TOKEN": "hunter2"}
+    argv = [sys.executable, "-c", program]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        yield process
+        process.kill()
+
+
+def test_everything_of_a_live_process_is_there(victim: subprocess.Popen[bytes], source_fd: int) -> None:
+    reading = Evidence(f"/proc/{victim.pid}", ("PATH", "LC_*"), source_fd)
+    reading.wait_for_victim(10 * SECOND_USEC)
+    reading.wait_for_host(10 * SECOND_USEC)
+    members = reading.members
+    assert set(reading.missing()) <= {"proc/smaps_rollup"}
+    assert next(iter(members)) == "proc/status"
+    assert f"Pid:\t{victim.pid}\n".encode() in members["proc/status"]
+    assert members["proc/environ"] == b"PATH=/usr/bin\0LC_ALL=C\0"
+    assert os.fsencode(os.path.realpath(sys.executable)) == members["proc/exe"]
+    assert b"0\tpipe:[" in members["proc/fd"]
+    tasks = members["proc/task"].splitlines()
+    assert len(tasks) == 2
+    assert tasks[1].endswith(b"\tevil\\n\\x1bname")
+    assert b"MemTotal" in members["host/meminfo"]
+
+
+def test_a_directory_that_is_not_there_costs_only_the_victims_part(source_fd: int) -> None:
+    reading = Evidence("/proc/4194304000", (), source_fd)
+    reading.wait_for_victim(10 * SECOND_USEC)
+    assert reading.victim_read
+    reading.wait_for_host(10 * SECOND_USEC)
+    assert "host/meminfo" in reading.members
+    assert "proc/status" in reading.missing()
+
+
+def test_a_read_that_blocks_is_abandoned_at_the_deadline(tmp_path: Path, source_fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The block is real: a comm that is a FIFO would be refused, so the child's read waits on a lock that never opens."""
+    (tmp_path / "status").write_bytes(b"Name:\tx\n")
+    (tmp_path / "comm").write_bytes(b"x\n")
+    never = threading.Lock()
+    never.acquire()
+    real_read = evidence._read
+
+    def blocking_read(path: str, limit_bytes: int, dir_fd: int | None = None) -> bytes | None:
+        if path == "cmdline":
+            never.acquire()
+        return real_read(path, limit_bytes, dir_fd)
+
+    monkeypatch.setattr(evidence, "_read", blocking_read)
+    reading = Evidence(str(tmp_path), (), source_fd)
+    before = time.monotonic()
+    reading.wait_for_victim(SECOND_USEC // 10)
+    assert time.monotonic() - before < 5
+    assert not reading.victim_read
+    assert reading.members["proc/comm"] == b"x\n"
+    reading.wait_for_host(SECOND_USEC // 10)
+    assert "proc/cmdline" in reading.missing()
+
+
+def test_what_is_not_a_regular_file_is_not_read(tmp_path: Path, source_fd: int) -> None:
+    os.mkfifo(tmp_path / "status")
+    (tmp_path / "environ").symlink_to("/dev/zero")
+    reading = Evidence(str(tmp_path), ("*",), source_fd)
+    reading.wait_for_victim(10 * SECOND_USEC)
+    assert reading.victim_read
+    assert not {"proc/status", "proc/environ"} & set(reading.members)
+    reading.wait_for_host(10 * SECOND_USEC)
+
+
+def test_members_are_bounded(tmp_path: Path, source_fd: int) -> None:
+    (tmp_path / "status").write_bytes(b"x" * (1 << 20))
+    reading = Evidence(str(tmp_path), (), source_fd)
+    reading.wait_for_victim(10 * SECOND_USEC)
+    reading.wait_for_host(10 * SECOND_USEC)
+    assert len(reading.members["proc/status"]) == 16 << 10
+
+
+def test_the_child_does_not_hold_the_source() -> None:
+    """The kernel lets the process go when the last reader of the pipe closes it: that must not wait for the child."""
+    read_fd, write_fd = os.pipe()
+    never_fd, keep_fd = os.pipe()
+    os.set_blocking(write_fd, False)
+    reading = Evidence(None, (), read_fd)
+    reading.wait_for_host(10 * SECOND_USEC)
+    os.close(read_fd)
+    with pytest.raises(BrokenPipeError):
+        os.write(write_fd, b"x")
+    for fd in (write_fd, never_fd, keep_fd):
+        os.close(fd)
+
+
+def test_the_environment_is_filtered_by_name() -> None:
+    data = b"PATH=/bin\0LC_ALL=C\0LCX=1\0PATHX=2\0=odd\0NOVALUE\0TOKEN=PATH=x\0"
+    assert filter_environ(data, ("PATH", "LC_*", "NOVALUE")) == b"PATH=/bin\0LC_ALL=C\0NOVALUE\0"
+    assert filter_environ(data, ()) == b""
+    assert filter_environ(b"", ("*",)) == b""
+
+
+def test_core_patterns_arguments() -> None:
+    assert len(CORE_PATTERN.split()) == 10
+    victim = from_core_pattern(["12", "13", "1000", "1000", "11", "1700000000", "0", "1", "", "!usr!bin!x y"])
+    assert (victim.pid, victim.tid, victim.signal, victim.pidfd, victim.exe) == (12, 13, 11, None, "/usr/bin/x y")
+    assert (victim.rlimit_core, victim.dumpable) == (0, 1)
+    hostile = from_core_pattern(["-1", "x", "", "1e3", "٣", "9" * 30])
+    assert [getattr(hostile, name) for name in ("pid", "tid", "uid", "gid", "signal", "time")] == [None] * 6
+    assert from_core_pattern(["1", "2", "3", "4", "5", "6", "18446744073709551615"]).rlimit_core == 2**64 - 1

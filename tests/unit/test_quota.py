@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reservations: taken before the first byte, seen by every other capture, gone with their owner."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from coresnap.spool import quota, retention, stages
+from coresnap.spool.quota import QuotaExceeded, Reservation
+from coresnap.spool.stages import Spool
+
+MIB = 1 << 20
+_REPOSITORY = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def spool(tmp_path: Path) -> Iterator[Spool]:
+    stages.prepare(str(tmp_path / "spool"), -1, -1)
+    with Spool(str(tmp_path / "spool")) as opened:
+        yield opened
+
+
+@pytest.fixture
+def elsewhere(spool: Spool) -> Iterator[subprocess.Popen[bytes]]:
+    """Another process that holds a reservation of 10 MiB."""
+    program = (
+        "import sys; from coresnap.spool.quota import Reservation; from coresnap.spool.stages import Spool;"
+        f"reservation = Reservation(Spool({spool.path!r}), 0, 100 << 20, 10 << 20); print(flush=True); sys.stdin.read()"
+    )
+    argv = [sys.executable, "-c", program]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=_REPOSITORY) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        yield process
+        process.kill()
+
+
+def _reserved(spool: Spool) -> list[int]:
+    fd = quota.open_table(spool)
+    try:
+        return [left_bytes for left_bytes, _written_bytes in quota.read_table(fd)]
+    finally:
+        os.close(fd)
+
+
+def test_the_ceiling_counts_what_others_have_reserved(spool: Spool, elsewhere: subprocess.Popen[bytes]) -> None:
+    with pytest.raises(QuotaExceeded, match="dump.ceiling"):
+        Reservation(spool, 0, 12 * MIB, 3 * MIB)
+    Reservation(spool, 0, 12 * MIB, 2 * MIB).close()
+
+
+def test_a_killed_owner_leaves_no_reservation(spool: Spool, elsewhere: subprocess.Popen[bytes]) -> None:
+    elsewhere.send_signal(signal.SIGKILL)
+    elsewhere.wait()
+    assert 10 * MIB in _reserved(spool)
+    Reservation(spool, 0, 10 * MIB, 10 * MIB).close()
+    assert 10 * MIB not in _reserved(spool)
+
+
+def test_spending_grows_the_reservation_up_to_the_ceiling(spool: Spool) -> None:
+    reservation = Reservation(spool, 0, 10 * MIB, 1 * MIB)
+    reservation.spend(MIB)
+    reservation.spend(4 * MIB)
+    assert reservation.left_bytes == 0
+    with pytest.raises(QuotaExceeded, match="ceiling"):
+        reservation.spend(6 * MIB)
+    reservation.close()
+
+
+def test_what_is_kept_counts_and_what_goes_does_not(spool: Spool) -> None:
+    Reservation(spool, 0, 10 * MIB, MIB).close(kept_bytes=8 * MIB)
+    with pytest.raises(QuotaExceeded, match="the spool holds 8388608 bytes"):
+        Reservation(spool, 0, 10 * MIB, 3 * MIB)
+    assert retention.recount(spool) == 0
+    Reservation(spool, 0, 10 * MIB, 3 * MIB).close()
+
+
+def test_the_share_of_free_blocks_is_kept(spool: Spool) -> None:
+    disk = os.statvfs(spool.path)
+    free_bytes = disk.f_bavail * disk.f_frsize
+    with pytest.raises(QuotaExceeded, match="dump.quota"):
+        Reservation(spool, 0, 0, free_bytes + 64 * MIB)
+    with pytest.raises(QuotaExceeded, match=r"\(100%\) have to stay free"):
+        Reservation(spool, 100, 0, 0)
+    Reservation(spool, 0, 0, MIB).close()
