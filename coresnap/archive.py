@@ -118,7 +118,7 @@ def _afterwards(capture: Capture, victim: Victim, problem: str) -> int:
 
 def _tell(log: "Log", root: str, victim: Victim, outcome: "Outcome") -> None:
     """Log what became of the crash, in one line."""
-    who = f"{victim.comm or victim.exe or 'process'} (pid {victim.pid if victim.pid is not None else 'unknown'})"
+    who = "an unknown process" if victim.pid is None else f"{victim.comm or victim.exe or 'a process'} (pid {victim.pid})"
     held = f"held {outcome.held_usec / 1000:.0f} ms"
     fields = {"CORESNAP_DUMP": outcome.uuid, "CORESNAP_STAGE": "pending" if outcome.kept else "none"}
     if not outcome.kept:

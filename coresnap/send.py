@@ -69,7 +69,7 @@ class Sending:
         if document["snapshot"] is None:
             raise BadInput(f"{dump.uuid} has no snapshot on record", hint=f"`coresnap retry {dump.uuid[:8]}` makes one")
         settings = self.settings
-        project, _rule = settings.format_for(os.path.basename(document["victim"]["exe"] or ""))
+        project, _rule = settings.format_for(os.path.basename(document["victim"]["exe"] or document["victim"]["comm"] or ""))
         files = {SNAPSHOT: durable.open_regular(dump.fd, SNAPSHOT)}
         if durable.exists(dump.fd, _ASSETS):
             files[_ASSETS] = durable.open_regular(dump.fd, _ASSETS)
@@ -79,11 +79,10 @@ class Sending:
             "uuid": dump.uuid,
             "files": list(files),
             "project": project,
-            "token": None,
             "store": settings.send_store,
             "store_max_bytes": settings.store_max_bytes,
             "store_max_age_usec": settings.store_max_age_usec,
-            "command": settings.send_command or None,
+            "command": settings.send_command,
             "timeout_usec": settings.send_timeout_usec,
             "snapshot": document["snapshot"],
         }

@@ -51,6 +51,7 @@ def copy(source_fd: int, core_fd: int, reservation: "Reservation") -> Copied:
             if not copied.size_bytes:
                 reason = looks_like_core(bytes(view[: min(filled, PAGE_BYTES)]))
                 if reason:
+                    copied.size_bytes = filled
                     copied.stop("not-a-core", reason)
                     return copied
             written_bytes = _put(core_fd, buffer, view, filled, copied.size_bytes)

@@ -1,26 +1,49 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The settings of archive: a flat file, written whole from settings that were found good. Reading it cannot fail.
+"""The compiled settings, as archive reads them while it holds a crashed process.
 
-A process is held while archive starts, so archive reads no configuration: `coresnap config --compile` and coresnapd write
-this file, one `key TAB value` a line under a line with its version. Where there is none, or it is damaged, built-in
-defaults hold, and archive says so.
+`coresnap config --compile` and coresnapd write them (coresnap.ground.settings.compiled): a first line
+`coresnap-settings 1`, then a line NAME, tab, value for each. A name that is missing keeps its default and an unknown one
+is passed over, so that a file written before an upgrade, or after it, still says where the spool is.
 
-Imported while a crashed process is held.
+Imported while a crashed process is held: nothing but os may be imported here.
 """
 
 import os
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 PATH = "/var/cache/coresnap/archive.settings"
-VERSION_LINE = "coresnap-settings 1"
-_LIMIT_BYTES = 64 << 10
+HEADER = "coresnap-settings 1"
+_MAX_BYTES = 64 << 10
+_ID_MAX = (1 << 32) - 2
+_RANGES = {
+    "mode": (0o600, 0o777),
+    "uid": (-1, _ID_MAX),
+    "gid": (-1, _ID_MAX),
+    "quota_percent": (0, 100),
+    "ceiling_bytes": (0, 1 << 62),
+    "evidence_budget_usec": (0, 1 << 40),
+}
 
 
 class ArchiveSettings:
-    """What archive goes by. Sizes in bytes, times in microseconds, uid and gid -1 where the caller's own are kept."""
+    """What archive has to know. A uid or gid of -1 stands for the caller's own; a ceiling of 0 bytes for none."""
 
-    __slots__ = ("ceiling_bytes", "environ", "evidence_budget_usec", "gid", "mode", "quota_percent", "root", "uid")
+    __slots__ = (
+        "ceiling_bytes",
+        "environ",
+        "evidence_budget_usec",
+        "gid",
+        "mode",
+        "quota_percent",
+        "root",
+        "uid",
+    )
 
     def __init__(self) -> None:
+        """Take the built-in defaults; a test holds them equal to the table's."""
         self.root = "/var/lib/coresnap"
         self.mode = 0o600
         self.uid = -1
@@ -28,53 +51,69 @@ class ArchiveSettings:
         self.quota_percent = 10
         self.ceiling_bytes = 0
         self.environ: tuple[str, ...] = (
-            *("PATH", "LANG", "LANGUAGE", "LC_*", "TERM", "SHELL", "HOME", "USER", "LOGNAME", "PWD", "TZ"),
-            *("LD_LIBRARY_PATH", "LD_PRELOAD", "INVOCATION_ID", "XDG_*", "PYTHON*", "GOTRACEBACK", "RUST_BACKTRACE"),
+            *("PATH", "LANG", "LANGUAGE", "LC_*", "TERM", "SHELL", "HOME", "USER", "LOGNAME", "PWD", "TZ", "TMPDIR"),
+            *("LD_LIBRARY_PATH", "LD_PRELOAD", "GOTRACEBACK", "INVOCATION_ID", "XDG_SESSION_ID", "XDG_SESSION_TYPE"),
         )
         self.evidence_budget_usec = 1_000_000
 
     def owner(self) -> "tuple[int, int, int]":
-        """Return mode, uid and gid of a dump's files."""
+        """Return mode, uid and gid of a dump's files, in the order that coresnap.ground.durable takes them."""
         return self.mode, self.uid, self.gid
 
 
-def write(settings: ArchiveSettings) -> bytes:
-    """Return the flat file for these settings."""
-    lines = [VERSION_LINE]
-    for name in ArchiveSettings.__slots__:
-        value = getattr(settings, name)
-        lines.append(f"{name}\t{' '.join(value) if name == 'environ' else value}")
-    return ("\n".join(lines) + "\n").encode()
+def read(path: str = PATH) -> "tuple[ArchiveSettings, str]":
+    """Return the compiled settings and what is wrong with them, in a line, empty when nothing is. Never raises.
 
-
-def read(path: str) -> "tuple[ArchiveSettings, str]":
-    """Read the flat file; return the settings and, in a line, what was wrong with it: nothing where all was well."""
+    Settings that are missing, broken, or that somebody other than root and the caller could have written are not used
+    at all: the built-in defaults hold.
+    """
     settings = ArchiveSettings()
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        try:
-            text = os.read(fd, _LIMIT_BYTES).decode()
-        finally:
-            os.close(fd)
-        _parse(text, settings)
+        for line in _lines(path):
+            _take(settings, line)
+    except FileNotFoundError:
+        return ArchiveSettings(), f"no compiled settings at {path}: built-in defaults"
     except OSError as error:
-        return ArchiveSettings(), f"no settings in {path} ({error.strerror}): built-in defaults hold"
+        return ArchiveSettings(), f"compiled settings at {path}: {error.strerror}: built-in defaults"
     except ValueError as error:
-        return ArchiveSettings(), f"{path} is damaged ({error}): built-in defaults hold; `coresnap config --compile` mends it"
+        return ArchiveSettings(), f"compiled settings at {path}: {error}: built-in defaults"
     return settings, ""
 
 
-def _parse(text: str, settings: ArchiveSettings) -> None:
-    lines = text.splitlines()
-    if not lines or lines[0] != VERSION_LINE:
-        raise ValueError(f"line 1 is not `{VERSION_LINE}`")
-    values = dict(line.split("\t", 1) for line in lines[1:])
-    if values.keys() != set(ArchiveSettings.__slots__):
-        raise ValueError("its keys are not the expected ones")
-    if not values["root"].startswith("/"):
-        raise ValueError("root is no absolute path")
-    for name, value in values.items():
-        if name == "environ":
-            settings.environ = tuple(value.split())
-        else:
-            setattr(settings, name, value if name == "root" else int(value))
+def _lines(path: str) -> "Iterator[str]":
+    """Yield the lines after the header. Raises OSError, ValueError."""
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        status = os.fstat(fd)
+        if status.st_mode & 0o170000 != 0o100000:
+            raise ValueError("not a regular file")
+        if status.st_uid not in (0, os.geteuid()) or status.st_mode & 0o022:
+            raise ValueError("others can write it")
+        data = os.read(fd, _MAX_BYTES + 1)
+    finally:
+        os.close(fd)
+    if len(data) > _MAX_BYTES:
+        raise ValueError(f"more than {_MAX_BYTES} bytes")
+    header, *lines, last = data.decode().split("\n") if b"\n" in data else ("", "")
+    if header != HEADER:
+        raise ValueError(f"the first line is not `{HEADER}`")
+    if last:
+        raise ValueError("the last line is cut short")
+    yield from lines
+
+
+def _take(settings: ArchiveSettings, line: str) -> None:
+    """Put one line into the settings. Raises ValueError."""
+    name, _tab, value = line.partition("\t")
+    if name == "root":
+        if not value.startswith("/") or "\0" in value:
+            raise ValueError("root: not an absolute path")
+        settings.root = value
+    elif name == "environ":
+        settings.environ = tuple(value.split())
+    elif name in _RANGES:
+        low, high = _RANGES[name]
+        digits = value.removeprefix("-")
+        if not (digits.isascii() and digits.isdigit() and len(digits) < 20 and low <= int(value) <= high):
+            raise ValueError(f"{name}: not a number from {low} to {high}")
+        setattr(settings, name, int(value))

@@ -18,13 +18,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
-from coresnap.ground import inotify, runner, wire
+from coresnap.ground import durable, inotify, runner, wire
 from coresnap.ground.errors import BadInput, CoresnapError
+from coresnap.ground.program import Signals
 from coresnap.spool import record, stages
 from coresnap.spool.record import Record
 from coresnap.spool.stages import Dump, Spool
 
-_BUSY_USEC = 5_000_000
+_BUSY_USEC = (5_000, 5_000_000)
 _RESCAN_USEC = 60_000_000
 
 
@@ -87,15 +88,16 @@ class Owner:
         self.due: deque[str] = deque()
         self.later: list[tuple[int, str]] = []
         self.known: set[str] = set()
+        self.busy: dict[str, int] = {}
         self.workers: list[_Worker] = []
         self.parked_until_usec = 0
 
-    def run(self, stop_fd: int, *, once: bool, linger_usec: int | None = None) -> None:
-        """Work until `stop_fd` can be read; with `once` until nothing is due; with `linger_usec` until idle for that long."""
+    def run(self, caught: Signals, *, once: bool, linger_usec: int | None = None) -> None:
+        """Work until a signal asks to stop; with `once` until nothing is due; with `linger_usec` until idle for that long."""
         with inotify.Watch(self.spool.stage_fds[self.trade.stage]) as watch:
             poll = select.poll()
             poll.register(watch.fd, select.POLLIN)
-            poll.register(stop_fd, select.POLLIN)
+            poll.register(caught.fd, select.POLLIN)
             self._scan()
             idle_since_usec = _now_usec()
             try:
@@ -110,8 +112,10 @@ class Owner:
                     if wait_usec < 0:
                         return
                     ready = self._poll(poll, wait_usec)
-                    if stop_fd in ready:
-                        return
+                    if caught.fd in ready:
+                        caught.drain()
+                        if caught.stop:
+                            return
                     if watch.fd in ready:
                         watch.drain()
                         self._scan()
@@ -190,11 +194,9 @@ class Owner:
         """Hand the dump to the worker, if it is there, ours and due."""
         dump = self.spool.take(self.trade.stage, uuid)
         if dump is None:
-            if uuid in self.spool.uuids(self.trade.stage):
-                heapq.heappush(self.later, (_now_usec() + _BUSY_USEC, uuid))
-            else:
-                self.known.discard(uuid)
+            self._wait_for_lock(uuid)
             return
+        self.busy.pop(uuid, None)
         try:
             document = record.load(dump)
             wait_usec = _until_usec(document, self.trade.last_retry_usec)
@@ -225,6 +227,15 @@ class Owner:
         finally:
             for fd in fds:
                 os.close(fd)
+
+    def _wait_for_lock(self, uuid: str) -> None:
+        """Come back soon to a dump that another holds, each time later; forget one that has gone."""
+        if durable.exists(self.spool.stage_fds[self.trade.stage], uuid):
+            tries = self.busy[uuid] = self.busy.get(uuid, -1) + 1
+            self._schedule(uuid, min(_BUSY_USEC[0] << min(tries, 20), _BUSY_USEC[1]))
+        else:
+            self.busy.pop(uuid, None)
+            self.known.discard(uuid)
 
     def _take_answer(self, worker: _Worker) -> None:
         try:

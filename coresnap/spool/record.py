@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from coresnap.spool.stages import Dump
 
     Record = dict[str, Any]
+else:
+    Record = dict
 
 VERSION = 1
 NAME = "dump.json"

@@ -13,7 +13,6 @@ from coresnap.spool.stages import Dump, Spool
 def purge(spool: Spool, age_usec: int, *, dry_run: bool = False) -> Iterator[tuple[str, str, int]]:
     """Remove the committed and failed dumps captured more than `age_usec` ago; yield stage, UUID and bytes of each."""
     before_usec = time.time_ns() // 1000 - age_usec
-    freed_bytes = 0
     for stage in (stages.COMMITTED, stages.FAILED):
         for uuid in spool.uuids(stage):
             dump = spool.take(stage, uuid)
@@ -22,15 +21,20 @@ def purge(spool: Spool, age_usec: int, *, dry_run: bool = False) -> Iterator[tup
             with dump:
                 if captured_usec(dump) >= before_usec:
                     continue
-                size_bytes = dump.disk_bytes()
-                if not dry_run:
-                    spool.remove(dump)
-                    freed_bytes += size_bytes
+                size_bytes = dump.disk_bytes() if dry_run else remove(spool, dump)
             yield stage, uuid, size_bytes
-    if freed_bytes:
-        table_fd = quota.open_table(spool)
-        quota.add_used(table_fd, -freed_bytes)
+
+
+def remove(spool: Spool, dump: Dump) -> int:
+    """Remove a locked dump, and take its bytes off the count that dump.ceiling goes by; return them."""
+    size_bytes = dump.disk_bytes()
+    spool.remove(dump)
+    table_fd = quota.open_table(spool)
+    try:
+        quota.add_used(table_fd, -size_bytes)
+    finally:
         os.close(table_fd)
+    return size_bytes
 
 
 def captured_usec(dump: Dump) -> int:

@@ -41,7 +41,7 @@ def _run(
     with Spool(loaded.dump_root) as spool, program.signals() as caught:
         owner = Owner(spool, trade(loaded), _teller(log))
         notify.ready()
-        owner.run(caught.fd, once=options.once, linger_usec=linger_usec)
+        owner.run(caught, once=options.once, linger_usec=linger_usec)
         notify.stopping()
     return 0
 

@@ -178,10 +178,14 @@ class Spool:
                     yield f"{stage}/{name}"
 
     def move(self, dump: Dump, stage: str) -> None:
-        """Move a locked dump to another stage. Its files, and its directory, have been synced by their writers."""
+        """Move a locked dump to another stage, and give it up: the next stage's owner may take it from the rename on.
+
+        Its files, and its directory, have been synced by their writers.
+        """
         source, target = self.stage_fds[dump.stage], self.stage_fds[stage]
         durable.rename(source, dump.uuid, target, dump.uuid)
         dump.stage = stage
+        dump.close()
         durable.sync(target)
         durable.sync(source)
 

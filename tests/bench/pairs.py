@@ -46,9 +46,10 @@ class Pairs:
         return max(self.peer_usec) > _NOISY * min(self.peer_usec)
 
     def detail(self, ours: str, peer: str) -> str:
-        """Return both sides' spreads in words."""
+        """Return in words both sides' spreads and how many pairs they come from."""
         sides = ((ours, self.ours_usec), (peer, self.peer_usec))
-        return ", ".join(f"{name} {Spread.of([usec / 1000 for usec in times])} ms" for name, times in sides)
+        times = ", ".join(f"{name} {Spread.of([usec / 1000 for usec in usecs])} ms" for name, usecs in sides)
+        return f"{times}, of {len(self.ours_usec)} pairs"
 
 
 def alternate(runs: int, ours: Callable[[], int], peer: Callable[[], int]) -> Pairs:

@@ -9,41 +9,35 @@ IN_ACCESS when a reader has read, IN_CLOSE_NOWRITE when its last descriptor is c
 
 from __future__ import annotations
 
-import ctypes
 import os
-import select
-import time
 from pathlib import Path
+from typing import Self
 
-from programs import Program, Unmeasurable, start
-
-IN_ACCESS, IN_CLOSE_NOWRITE = 0x1, 0x10
-_IN_ONESHOT = 0x80000000
-_LIMIT_SEC = 300
+from programs import Program, start
+from watch import IN_ONESHOT, Watch
 
 
 class WatchedPipe:
     """A FIFO, fed by cat, whose reader's first `event` is timed. Use it once."""
 
     def __init__(self, directory: Path, event: int) -> None:
-        self.path = directory / "pipe"
-        os.mkfifo(self.path)
-        self.read_fd = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK)  # a FIFO without a writer cannot be opened else
+        self._path = directory / "pipe"
+        os.mkfifo(self._path)
+        self.read_fd = os.open(self._path, os.O_RDONLY | os.O_NONBLOCK)  # to block would be to wait for the writer
         os.set_blocking(self.read_fd, True)
-        self._write_fd = os.open(self.path, os.O_WRONLY)
-        library = ctypes.CDLL(None, use_errno=True)
-        self._watch_fd: int = library.inotify_init1(os.O_CLOEXEC)
-        if self._watch_fd < 0 or library.inotify_add_watch(self._watch_fd, bytes(self.path), event | _IN_ONESHOT) < 0:
-            raise Unmeasurable(f"inotify: {os.strerror(ctypes.get_errno())}")
+        self._write_fd = os.open(self._path, os.O_WRONLY)
+        self._watch = Watch()
+        self._watch.add(self._path, event | IN_ONESHOT)
 
-    def __enter__(self) -> WatchedPipe:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        for fd in (self.read_fd, self._write_fd, self._watch_fd):
+        for fd in (self.read_fd, self._write_fd):
             if fd >= 0:
                 os.close(fd)
-        self.path.unlink()
+        self._watch.__exit__()
+        self._path.unlink()
 
     def feed(self, source: Path) -> Program:
         """Start `cat source` into the pipe; what does not fit waits there, as the kernel does with a core."""
@@ -59,8 +53,4 @@ class WatchedPipe:
 
     def event_nsec(self) -> int:
         """Wait for the event; return the monotonic clock then. Raises Unmeasurable where it does not come."""
-        poll = select.poll()
-        poll.register(self._watch_fd, select.POLLIN)
-        if not poll.poll(_LIMIT_SEC * 1000):
-            raise Unmeasurable(f"nothing has been read from the pipe for {_LIMIT_SEC} s")
-        return time.monotonic_ns()
+        return self._watch.wait()[0]

@@ -8,7 +8,7 @@ import select
 import signal
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 #: Nothing here takes a tenth of it; a program that hangs must not hang the benchmark.
@@ -37,6 +37,13 @@ class Program:
     argv: Sequence[str]
     pid: int
     started_nsec: int
+    stderr_fd: int
+
+    def said(self) -> str:
+        """Return the last line that it has written to standard error so far."""
+        size_bytes = os.fstat(self.stderr_fd).st_size
+        lines = os.pread(self.stderr_fd, 4096, max(0, size_bytes - 4096)).decode(errors="replace").splitlines()
+        return lines[-1] if lines else "nothing on standard error"
 
     def wait(self, *expected: int) -> Usage:
         """Wait for its end. Raises Unmeasurable where its exit status is not one of `expected` (none given: 0).
@@ -55,28 +62,29 @@ class Program:
         _pid, wait_status, usage = os.wait4(self.pid, 0)
         wall_usec = (time.monotonic_ns() - self.started_nsec) // 1000
         status = os.waitstatus_to_exitcode(wait_status)
+        said = self.said()
+        os.close(self.stderr_fd)
         if status not in (expected or (0,)):
-            raise Unmeasurable(f"exit status {status} of {' '.join(self.argv)}")
+            raise Unmeasurable(f"exit status {status} of {' '.join(self.argv)}: {said}")
         return Usage(status, wall_usec, int(usage.ru_utime * 1e6), int(usage.ru_stime * 1e6), usage.ru_maxrss << 10)
 
 
-def start(
-    argv: Sequence[str], *, stdin: int | None = None, stdout: int | None = None, stderr: int | None = None,
-    env: Mapping[str, str] | None = None,
-) -> Program:
-    """Start `argv[0]`, an absolute path. A standard descriptor that is not given is /dev/null, but for standard error.
+def start(argv: Sequence[str], *, stdin: int | None = None, stdout: int | None = None) -> Program:
+    """Start `argv[0]`, an absolute path, with /dev/null for a standard input or output that is not given.
 
-    All other descriptors of ours are closed on exec, as Python makes them.
+    Standard error is kept in memory. All other descriptors of ours are closed on exec, as Python makes them.
     """
     actions: list[tuple[int, int, int] | tuple[int, int, str, int, int]] = []
-    for target, fd in enumerate((stdin, stdout, stderr)):
-        if fd is not None:
-            actions.append((os.POSIX_SPAWN_DUP2, fd, target))
-        elif target != 2:
+    for target, fd in enumerate((stdin, stdout)):
+        if fd is None:
             actions.append((os.POSIX_SPAWN_OPEN, target, os.devnull, os.O_RDWR, 0))
+        else:
+            actions.append((os.POSIX_SPAWN_DUP2, fd, target))
+    stderr_fd = os.memfd_create("stderr")
+    actions.append((os.POSIX_SPAWN_DUP2, stderr_fd, 2))
     started_nsec = time.monotonic_ns()
-    pid = os.posix_spawn(argv[0], argv, dict(os.environ if env is None else env), file_actions=actions)
-    return Program(argv, pid, started_nsec)
+    pid = os.posix_spawn(argv[0], list(argv), os.environ, file_actions=actions)
+    return Program(argv, pid, started_nsec, stderr_fd)
 
 
 def run(argv: Sequence[str], *, stdin: int | None = None, stdout: int | None = None) -> Usage:

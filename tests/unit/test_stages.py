@@ -31,12 +31,11 @@ def test_uuids() -> None:
         assert not stages.is_uuid(wrong)
 
 
-def test_a_dump_moves_and_stays_locked(spool: Spool) -> None:
+def test_a_dump_moves_and_is_given_up_with_the_move(spool: Spool) -> None:
     dump = spool.new()
     assert spool.uuids(stages.STAGING) == [dump.uuid]
+    assert spool.take(stages.STAGING, dump.uuid) is None
     spool.move(dump, stages.PENDING)
-    assert spool.take(stages.PENDING, dump.uuid) is None
-    dump.close()
     with Spool(spool.path) as other:
         taken = other.take(stages.PENDING, dump.uuid)
         assert taken is not None
@@ -64,6 +63,8 @@ def test_remove_ends_what_was_interrupted(spool: Spool, monkeypatch: pytest.Monk
     dump = spool.new()
     os.close(durable.create(dump.fd, "core", 0o600))
     spool.move(dump, stages.FAILED)
+    taken = spool.take(stages.FAILED, dump.uuid)
+    assert taken is not None
 
     def die(operation: str, _name: str) -> int | None:
         if operation == "unlink":
@@ -73,7 +74,8 @@ def test_remove_ends_what_was_interrupted(spool: Spool, monkeypatch: pytest.Monk
     with monkeypatch.context() as patch:
         patch.setattr(durable, "fault", die)
         with pytest.raises(SystemExit):
-            spool.remove(dump)
+            spool.remove(taken)
+    taken.close()
     assert spool.uuids(stages.FAILED) == []
     assert list(spool.abandoned()) == []
     assert os.listdir(spool.stage_fds[stages.STAGING]) == []

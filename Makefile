@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+PYTHON ?= /usr/bin/python3
+PREFIX ?= /usr/local
+DESTDIR ?=
+
+VENV := build/venv
+RUN_NEEDS := python3-systemd python3-sdnotify python3-requests python3-jsonschema
+DEMO_NEEDS := $(RUN_NEEDS) gcc libc6-dev gdb
+TEST_NEEDS := $(DEMO_NEEDS) python3-pytest e2fsprogs mount util-linux binutils elfutils
+VENV_NEEDS := python3-venv python3-dev gcc libc6-dev libsystemd-dev pkg-config
+LINT_NEEDS := $(VENV_NEEDS) shellcheck
+
+.PHONY: help demo test test-venv check lint bench generate install clean
+
+help:
+	@echo 'make demo       a real program crashes; its dump goes all the way to a store'
+	@echo 'make test       the tests, with $(PYTHON) and its distribution packages'
+	@echo 'make test-venv  the same in a virtual environment from PyPI'
+	@echo 'make check      lint, types, generated files, and make test'
+	@echo 'make bench      the figures of docs/benchmarks.md'
+	@echo 'make generate   write the files that derive from tables again'
+	@echo 'make install    into DESTDIR and PREFIX ($(PREFIX))'
+	@echo 'make clean      remove what was built'
+
+demo:
+	@tools/need $(DEMO_NEEDS)
+	@$(PYTHON) -m tests.demo
+
+test:
+	@tools/need $(TEST_NEEDS)
+	$(PYTHON) -m pytest
+
+test-venv: $(VENV)/stamp
+	@tools/need $(TEST_NEEDS)
+	$(VENV)/bin/python -m pytest
+
+check: lint test
+
+lint: $(VENV)/stamp
+	@tools/need $(LINT_NEEDS)
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/mypy
+	shellcheck tools/need .ci/run
+
+bench:
+	@tools/need $(DEMO_NEEDS)
+	$(PYTHON) -m tests.bench.run
+
+generate:
+	$(PYTHON) -m coresnap.ground.settings.render
+
+# The packages of the project come from PyPI here; nothing of the distribution's is seen.
+$(VENV)/stamp: pyproject.toml
+	@tools/need $(VENV_NEEDS)
+	rm -rf $(VENV)
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --editable '.[systemd,cysystemd,test,lint]'
+	touch $@
+
+# No build tool is asked for: the package is copied, and its programs are run from where it lies.
+PACKAGE := $(PREFIX)/lib/coresnap/python
+install:
+	install -d $(DESTDIR)$(PACKAGE) $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/sbin $(DESTDIR)$(PREFIX)/share/man/man5
+	cd coresnap && find . -name '*.py' -o -name '*.json' -o -name '*.conf' | cpio -pdm --quiet $(abspath $(DESTDIR)$(PACKAGE))/coresnap
+	ln -sf python/coresnap/archive.py $(DESTDIR)$(PREFIX)/lib/coresnap/archive
+
+clean:
+	rm -rf build

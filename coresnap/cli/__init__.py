@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""coresnap: the command line. One module for each command, imported when that command runs."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from importlib import import_module
+from typing import Any
+
+from coresnap import __version__
+from coresnap.ground import program
+
+#: The commands: the module of each, and what it does in a line.
+COMMANDS = {
+    "list": ("list", "list the dumps"),
+    "info": ("info", "tell all that is on record of a dump"),
+    "why": ("why", "tell where a core is, or why it was not kept"),
+    "retry": ("retry", "try again what has failed, or what waits for its next attempt"),
+    "rm": ("rm", "remove dumps"),
+    "dump": ("dump", "write a core, asset or snapshot out of the spool"),
+    "debug": ("debug", "open a core in the debugger"),
+    "import": ("import_core", "take cores that lie about into the spool"),
+    "status": ("status", "tell how full the stages are, and who gets the kernel's cores"),
+    "config": ("config", "print, check or compile the configuration"),
+}
+
+EPILOG = """\
+A dump is named by the beginning of its UUID, at least four characters of it, with or without its stage, as
+`coresnap list` prints it: 8460, pending/84605573, 84605573-9de...
+
+examples:
+  coresnap list                     all dumps, oldest first
+  coresnap list -1 --exe vim        the latest of vim
+  coresnap why 4711                 where is the core of process 4711?
+  coresnap debug 8460               open a core in gdb
+  coresnap retry --all-failed       give what has failed another chance
+
+exit status:
+  0 done   2 usage   65 bad input   69 refused, or not there   75 try again later   78 configuration
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run coresnap with these arguments, or the program's own; return its exit status."""
+    return program.run("coresnap", lambda: _main(sys.argv[1:] if arguments is None else arguments))
+
+
+def _main(arguments: list[str]) -> int:
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # a terminal need not speak UTF-8
+    parser = main_parser()
+    if not arguments:
+        parser.print_help(sys.stderr)
+        return 2
+    options = parser.parse_args(arguments)
+    name, *rest = options.command
+    if name not in COMMANDS:
+        parser.error(f"{name} is no command; `coresnap --help` lists them")
+    parsed = command_parser(name).parse_intermixed_args(rest)
+    parsed.settings = parsed.settings or options.settings
+    status: int = _module(name).run(parsed)
+    sys.stdout.flush()  # here a reader that has gone is no error yet
+    return status
+
+
+def _module(name: str) -> Any:
+    return import_module(f"coresnap.cli.{COMMANDS[name][0]}")
+
+
+def main_parser() -> argparse.ArgumentParser:
+    """Return the parser of what stands before the command's own arguments."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {line}" for name, (_module, line) in COMMANDS.items()]
+    parser = argparse.ArgumentParser(
+        prog="coresnap",
+        usage="coresnap [--settings FILE] COMMAND [ARGUMENT ...]",
+        description="Look after core dumps.\n\ncommands (each has its own --help):\n" + "\n".join(lines),
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"coresnap {__version__}")
+    _add_settings(parser)
+    parser.add_argument("command", nargs=argparse.PARSER, help=argparse.SUPPRESS)
+    return parser
+
+
+def command_parser(name: str) -> argparse.ArgumentParser:
+    """Return the parser of a command's arguments. The module's docstring is its manual."""
+    module = _module(name)
+    parser = argparse.ArgumentParser(
+        prog=f"coresnap {name}",
+        description=module.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    _add_settings(parser)
+    module.add_arguments(parser)
+    return parser
+
+
+def _add_settings(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--settings", metavar="FILE", help="read this configuration file, and no other")

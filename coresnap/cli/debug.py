@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Open a dump's core in the debugger, with its executable if that is still there.
+
+gdb is started so that nothing the crashed process left (scripts beside its files, debuginfo servers) is run or asked.
+What stands after -- is the debugger's.
+
+examples:
+  coresnap debug 8460
+  coresnap debug 8460 -- -batch -ex 'thread apply all bt'
+  coresnap debug 8460 --debugger gdb-multiarch --exe ./build/server
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import stat
+
+from coresnap.cli import dumps, terminal
+from coresnap.ground.errors import Refused
+from coresnap.ground.text import printable
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument("dump", metavar="UUID", help="the dump, [STAGE/]BEGINNING-OF-UUID")
+    parser.add_argument("arguments", nargs="*", metavar="-- ARGUMENT", help="what else the debugger is told")
+    parser.add_argument("--debugger", metavar="NAME", default="gdb", help="another one; gdb unless told")
+    parser.add_argument("--exe", metavar="FILE", help="the executable, where it is not where it was")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Become the debugger."""
+    debugger = shutil.which(args.debugger)
+    if debugger is None:
+        raise Refused(f"{args.debugger} is not installed", hint=f"apt install {os.path.basename(args.debugger)}")
+    with dumps.open_spool(dumps.dump_root(args.settings)) as spool, dumps.open_dump(spool, args.dump) as dump:
+        victim = dumps.load_record(dump)["victim"]
+        core_fd = dumps.open_file(dump, dumps.CORE)
+    exe = args.exe or _executable(victim["exe"])
+    if exe is None:
+        terminal.note(f"the executable {printable(victim['exe'] or '')} is not there: no symbols; --exe FILE names another")
+    os.set_inheritable(core_fd, True)
+    argv = _argv(debugger, exe, f"/proc/self/fd/{core_fd}", args.arguments)
+    environment = {name: value for name, value in os.environ.items() if name not in ("DEBUGINFOD_URLS", "PAGER")}
+    os.execve(debugger, argv, environment)  # noqa: S606  # no shell is what is wanted
+
+
+def _executable(path: str | None) -> str | None:
+    """Return the path, as the record has it, if a regular file is there. The crashed process chose it."""
+    try:
+        if path and path.startswith("/") and stat.S_ISREG(os.stat(path).st_mode):
+            return path
+    except (OSError, ValueError):
+        pass
+    return None
+
+
+def _argv(debugger: str, exe: str | None, core: str, arguments: list[str]) -> list[str]:
+    """Return the debugger's command line. The core goes by its descriptor: the dump may move meanwhile."""
+    name = os.path.basename(debugger)
+    safe: list[str] = []
+    if "gdb" in name:
+        safe = ["-q", "-iex", "set auto-load off", "-iex", "set debuginfod enabled off"]
+        if os.geteuid() == 0:
+            safe += ["-nh", "-iex", "set pagination off"]  # as root no user's .gdbinit, no pager
+    return [name, *safe, *arguments, *([exe] if exe else []), "--core", core]

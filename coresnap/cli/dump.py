@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Write a dump's core, or its asset or snapshot, to a file or to standard output.
+
+A core's holes stay holes in a file. The file must not exist; it is made readable for its owner alone, for a core has all
+that was in the process's memory.
+
+examples:
+  coresnap dump 8460 -o core.vim
+  coresnap dump 8460 --asset | tar tv
+  coresnap dump 8460 --snapshot | jq .attributes
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import os
+import stat
+import sys
+
+from coresnap.cli import dumps
+from coresnap.cli.terminal import Progress
+from coresnap.ground import durable
+from coresnap.ground.errors import Refused, TryLater
+
+_BLOCK_BYTES = 1 << 20
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument("dump", metavar="UUID", help="the dump, [STAGE/]BEGINNING-OF-UUID")
+    parser.add_argument("-o", "--output", metavar="FILE", default="-", help="write to this new file; - is standard output")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--asset", dest="name", action="store_const", const=dumps.ASSETS, help="the TAR of evidence")
+    what.add_argument("--snapshot", dest="name", action="store_const", const=dumps.SNAPSHOT, help="the snapshot")
+    parser.set_defaults(name=dumps.CORE)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command."""
+    if args.output == "-" and sys.stdout.isatty():
+        raise Refused(f"a {args.name} is not for a terminal", hint="name a file with -o, or pipe it on")
+    with dumps.open_spool(dumps.dump_root(args.settings)) as spool, dumps.open_dump(spool, args.dump) as dump:
+        source_fd = dumps.open_file(dump, args.name)
+    if args.output == "-":
+        _copy(source_fd, 1, args.name)
+        return 0
+    target_fd = _create(args.output)
+    try:
+        _copy(source_fd, target_fd, args.output)
+    except BaseException as error:
+        os.unlink(args.output)
+        if isinstance(error, OSError):
+            raise TryLater(f"{args.output}: {error.strerror}", hint="nothing is left of it") from error
+        raise
+    return 0
+
+
+def _create(path: str) -> int:
+    try:
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except FileExistsError as error:
+        raise Refused(f"{path} exists", hint="name a new file") from error
+    except OSError as error:
+        raise Refused(f"{path}: {error.strerror}") from error
+
+
+def _copy(source_fd: int, target_fd: int, name: str) -> None:
+    """Copy the file; to a regular file that is empty without its holes."""
+    status = os.fstat(target_fd)
+    size_bytes = os.fstat(source_fd).st_size
+    done_bytes = 0
+    sparse = stat.S_ISREG(status.st_mode) and not status.st_size
+    with Progress(name, size_bytes, lambda: done_bytes):
+        while done_bytes < size_bytes:
+            start, end = _next_data(source_fd, done_bytes, size_bytes) if sparse else (done_bytes, size_bytes)
+            while start < end:
+                block = os.pread(source_fd, min(_BLOCK_BYTES, end - start), start)
+                if not block:
+                    raise OSError(errno.EIO, "the dump's file became shorter meanwhile")
+                if sparse:
+                    durable.pwrite(target_fd, block, start)
+                else:
+                    durable.write(target_fd, block)
+                start += len(block)
+                done_bytes = start
+            done_bytes = end
+        if sparse:
+            os.ftruncate(target_fd, size_bytes)
+
+
+def _next_data(fd: int, offset: int, size_bytes: int) -> tuple[int, int]:
+    """Return where the next data in a file starts and ends, at or after `offset`. lseek(2)."""
+    try:
+        start = os.lseek(fd, offset, os.SEEK_DATA)
+    except OSError as error:
+        if error.errno == errno.ENXIO:
+            return size_bytes, size_bytes  # nothing but a hole is left
+        raise
+    return start, os.lseek(fd, start, os.SEEK_HOLE)

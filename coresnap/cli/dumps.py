@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Dumps as the command line reads them: without a lock, while they move, with records that may be unreadable."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from coresnap.ground import durable, settings
+from coresnap.ground.errors import BadInput, Refused, TryLater
+from coresnap.ground.settings import kinds
+from coresnap.ground.settings.read import read_file
+from coresnap.spool import record, stages
+from coresnap.spool.record import Record
+from coresnap.spool.stages import Dump, Spool
+
+#: The stages of finished dumps, the way that a dump goes: one that moves on while they are read is not missed.
+LISTED = (stages.PENDING, stages.SENDING, stages.COMMITTED, stages.FAILED)
+CORE, ASSETS, SNAPSHOT, RECEIPT = "core", "assets.tar", "snapshot", "receipt.json"
+SHORT = 12
+_PREFIX_LEAST = 4
+_CANDIDATES_MOST = 8
+
+
+def dump_root(path: str | None) -> str:
+    """Return dump.root of the configuration in force, or of the file `path`.
+
+    It is all of the configuration that looking at dumps needs, so the rest is neither read nor checked: that costs more
+    than the look, and a mistake elsewhere in it is no reason not to show a dump. Raises BadSettings.
+    """
+    root: str = settings.Settings.dump_root
+    for name in settings.files(path):
+        for line in read_file(name):
+            if line.key == "dump.root":
+                if not re.fullmatch(kinds.PATH.pattern, line.value):
+                    raise line.error(f"{kinds.PATH.allowed} expected")
+                root = line.value
+    return root
+
+
+def open_spool(root: str) -> Spool:
+    """Open the spool. Raises Refused, with what to do where it is only a matter of rights."""
+    try:
+        return Spool(root)
+    except Refused as error:
+        if isinstance(error.__cause__, PermissionError):
+            raise Refused(str(error), hint="ask as root, or as the user that the spool belongs to") from error
+        raise
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A dump as it was found. Where `record` is None, `problem` says why."""
+
+    stage: str
+    uuid: str
+    time_usec: int
+    files: tuple[str, ...]
+    record: Record | None
+    problem: str
+
+    @property
+    def short(self) -> str:
+        """The dump as a person names it."""
+        return f"{self.stage}/{self.uuid[:SHORT]}..."
+
+    @property
+    def disk_bytes(self) -> int:
+        """What the record says that the dump takes on the disk; of a dump without a readable one nothing is known."""
+        if self.record is None:
+            return 0
+        snapshot = self.record["snapshot"] or {"size_bytes": 0}
+        total: int = self.record["core"]["disk_bytes"] + self.record["assets"]["size_bytes"] + snapshot["size_bytes"]
+        return total
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the dump as `--json` prints it."""
+        return {
+            "stage": self.stage,
+            "uuid": self.uuid,
+            "files": sorted(self.files),
+            "record": self.record,
+            "problem": self.problem or None,
+        }
+
+
+def look(spool: Spool, stage: str, uuid: str) -> Entry | None:
+    """Read a dump's record; None where the dump is not, or no longer, in that stage."""
+    try:
+        fd = durable.open_directory(uuid, spool.stage_fds[stage])
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        status = os.stat(uuid, dir_fd=spool.stage_fds[stage], follow_symlinks=False)
+        return Entry(stage, uuid, status.st_mtime_ns // 1000, (), None, str(error.strerror))
+    with Dump(uuid, stage, fd) as dump:
+        files = tuple(os.listdir(fd))
+        try:
+            document = record.load(dump)
+        except (BadInput, OSError) as error:
+            status = os.fstat(fd)
+            if not status.st_nlink:
+                return None  # it has just been removed
+            problem = error.line() if isinstance(error, BadInput) else f"{record.NAME}: {error.strerror}"
+            return Entry(stage, uuid, status.st_mtime_ns // 1000, files, None, problem)
+    return Entry(stage, uuid, document["captured"]["time_usec"], files, document, "")
+
+
+def look_all(spool: Spool, names: Sequence[str] = LISTED) -> list[Entry]:
+    """Read all dumps of these stages, oldest first. One that moves meanwhile is looked up again, once."""
+    found: dict[str, Entry] = {}
+    for stage, uuid in [(stage, uuid) for stage in names for uuid in spool.uuids(stage)]:
+        entry = look(spool, stage, uuid) or next(filter(None, (look(spool, other, uuid) for other in names)), None)
+        if entry:
+            found[uuid] = entry
+    return sorted(found.values(), key=lambda entry: (entry.time_usec, entry.uuid))
+
+
+def resolve(spool: Spool, text: str) -> tuple[str, str]:
+    """Return stage and UUID of the one dump that `text`, [STAGE/]BEGINNING-OF-UUID, names. Raises Refused."""
+    stage, slash, beginning = text.rpartition("/")
+    beginning = beginning.removesuffix("...").removesuffix("…").lower()
+    if slash and stage not in stages.STAGES:
+        raise Refused(f"{text}: there is no stage {stage}", hint=f"the stages are {', '.join(stages.STAGES)}")
+    if len(beginning) < _PREFIX_LEAST or not re.fullmatch("[0-9a-f-]+", beginning):
+        raise Refused(
+            f"{text} is not the beginning of a UUID",
+            hint=f"give at least {_PREFIX_LEAST} of its characters, as `coresnap list` prints them",
+        )
+    found = {uuid: name for name in ((stage,) if slash else LISTED) for uuid in spool.uuids(name) if uuid.startswith(beginning)}
+    if not found:
+        raise Refused(f"no dump {text}", hint=f"`coresnap list` shows what is there, `coresnap why {beginning}` what was")
+    if len(found) > 1:
+        some = [f"{name}/{uuid}" for uuid, name in sorted(found.items())[:_CANDIDATES_MOST]]
+        more = ["…"] if len(found) > len(some) else []
+        raise Refused(f"{text} may be any of {len(found)} dumps", hint=f"give more of it: {', '.join(some + more)}")
+    ((uuid, name),) = found.items()
+    return name, uuid
+
+
+def open_dump(spool: Spool, text: str) -> Dump:
+    """Open the dump that `text` names, to read it; it is not locked and may move. Raises Refused, TryLater."""
+    for _attempt in range(3):
+        stage, uuid = resolve(spool, text)
+        try:
+            return Dump(uuid, stage, durable.open_directory(uuid, spool.stage_fds[stage]))
+        except FileNotFoundError:
+            text = uuid  # it has moved on
+        except OSError as error:
+            raise Refused(f"{stage}/{uuid}: {error.strerror}") from error
+    raise TryLater(f"{text} moves from stage to stage just now", hint="ask again")
+
+
+def take(spool: Spool, text: str) -> Dump:
+    """Open and lock the dump that `text` names, to change it. Raises Refused, TryLater."""
+    stage, uuid = resolve(spool, text)
+    if stage == stages.STAGING:
+        raise Refused(f"{stage}/{uuid} is being captured", hint="what a dead archive left here coresnapd sweeps")
+    dump = spool.take(stage, uuid)
+    if dump is None:
+        raise TryLater(f"{stage}/{uuid} is in work", hint="try again when its worker has ended")
+    return dump
+
+
+def open_file(dump: Dump, name: str) -> int:
+    """Open a file of the dump for reading. Raises Refused, BadInput."""
+    try:
+        return durable.open_regular(dump.fd, name)
+    except FileNotFoundError as error:
+        raise Refused(f"{dump.stage}/{dump.uuid} has no {name}") from error
+    except OSError as error:
+        raise Refused(f"{dump.stage}/{dump.uuid}: {name}: {error.strerror}") from error
+
+
+def load_record(dump: Dump) -> Record:
+    """Read the dump's record. Raises BadInput, Refused."""
+    try:
+        return record.load(dump)
+    except BadInput as error:
+        raise BadInput(f"{dump.stage}/{dump.uuid}: {error}", hint=error.hint) from error
+    except OSError as error:
+        raise Refused(f"{dump.stage}/{dump.uuid}: {record.NAME}: {error.strerror}") from error

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Take cores that lie about into the spool, where they are processed and delivered as any other; print their UUIDs.
+
+A file's own time counts as the time of the crash; who crashed is read from the core's notes. The file stays as it is.
+
+examples:
+  coresnap import core.4711
+  coresnap import --exe /usr/bin/vim.basic /var/tmp/core*
+
+Exit status 65: a file is no core, or is cut within its notes; 75: there is no room for it. The others are taken all the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import stat
+import time
+
+from coresnap.capture.capture import Capture
+from coresnap.capture.finish import Outcome, finish
+from coresnap.capture.victim import Victim
+from coresnap.cli import dumps, terminal, words
+from coresnap.cli.terminal import Progress
+from coresnap.ground import settings
+from coresnap.ground.errors import BadInput, CoresnapError, Refused
+from coresnap.ground.flat import ArchiveSettings
+
+_TRY_LATER = ("quota", "disk-full", "write-error")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument("file", nargs="+", metavar="FILE", help="an ELF core")
+    parser.add_argument("--exe", metavar="PATH", help="the executable that crashed: a core itself has no whole path of it")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command."""
+    loaded = settings.load(args.settings)
+    dumps.open_spool(loaded.dump_root).close()  # refuses here, once, and not for each file
+    worst = 0
+    for path in args.file:
+        try:
+            outcome = _import(path, args.exe, settings.archive_settings(loaded))
+        except CoresnapError as error:
+            terminal.note(error.line())
+            worst = max(worst, error.exit_status)
+            continue
+        if outcome.kept:
+            print(outcome.uuid)
+            if outcome.truncated:
+                terminal.note(f"{path}: the core is not whole: {words.TRUNCATED.get(outcome.truncated, outcome.truncated)}")
+        else:
+            terminal.note(f"{path}: not kept: {outcome.reason}: {outcome.detail}")
+            worst = max(worst, _exit_status(outcome))
+    return worst
+
+
+def _import(path: str, exe: str | None, archive_settings: ArchiveSettings) -> Outcome:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise Refused(f"{path}: {error.strerror}") from error
+    try:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            raise BadInput(f"{path} is not a regular file", hint="`archive < FILE` reads from anything")
+        victim = Victim()
+        victim.time = int(status.st_mtime)
+        victim.exe = os.path.abspath(exe) if exe else None
+        capture = Capture(archive_settings, victim, "import", time.monotonic_ns())
+        with Progress(path, status.st_size, lambda: os.lseek(fd, 0, os.SEEK_CUR)):
+            capture.hold(fd, None)
+            return finish(capture)
+    finally:
+        os.close(fd)
+
+
+def _exit_status(outcome: Outcome) -> int:
+    if isinstance(outcome.error, CoresnapError):
+        return outcome.error.exit_status
+    return 75 if outcome.reason in _TRY_LATER else 65

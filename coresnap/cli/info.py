@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tell all that is on record of a dump: who crashed, when and of what; what was kept; what has been done with it since.
+
+--json prints one object: stage, uuid, files, record (dump.json, whole), receipt and error_message.
+
+examples:
+  coresnap info 8460
+  coresnap info failed/84605573 --json
+"""
+
+from __future__ import annotations
+
+import argparse
+import grp
+import json
+import os
+import pwd
+import signal
+from collections.abc import Callable
+from typing import Any
+
+from coresnap.cli import dumps, terminal, words
+from coresnap.ground import durable
+from coresnap.ground.errors import BadInput
+from coresnap.ground.text import human_bytes, human_duration, printable
+from coresnap.spool.record import Record
+from coresnap.spool.stages import Dump
+
+_RECEIPT_MAX_BYTES = 64 << 10
+_SNAPSHOT_MAX_BYTES = 16 << 20
+_TRANSPORTS = {
+    "pipe": "handed over by the kernel",
+    "hand": "given to archive by hand",
+    "import": "imported from a file",
+    "salvage": "salvaged after its archive was killed",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument("dump", metavar="UUID", help="the dump, [STAGE/]BEGINNING-OF-UUID")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command."""
+    with dumps.open_spool(dumps.dump_root(args.settings)) as spool, dumps.open_dump(spool, args.dump) as dump:
+        document = dumps.load_record(dump)
+        receipt = _json_object(dump, dumps.RECEIPT, _RECEIPT_MAX_BYTES)
+        error_message = _error_message(dump)
+        files = sorted(os.listdir(dump.fd))
+    if args.json:
+        whole = {"stage": dump.stage, "uuid": dump.uuid, "files": files, "record": document}
+        print(json.dumps({**whole, "receipt": receipt, "error_message": error_message}, indent=1))
+        return 0
+    rows = [("Dump", f"{dump.stage}/{dump.uuid}"), *_crash(document), ("Error", printable(error_message or ""))]
+    terminal.fields([*rows, *_kept(document), *_done(document), ("Receipt", _pairs(receipt or {}))])
+    print("History:")
+    for line in document["history"]:
+        detail = f": {printable(line['detail'])}" if line["detail"] else ""
+        print(f"  {words.when(line['time_usec'])}  {printable(line['event'])}{detail}")
+    return 0
+
+
+def _crash(document: Record) -> list[tuple[str, str]]:
+    victim, captured = document["victim"], document["captured"]
+    held = f", the process held for {human_duration(captured['held_usec'])}" if captured["transport"] == "pipe" else ""
+    transport = _TRANSPORTS.get(captured["transport"], printable(captured["transport"]))
+    return [
+        ("Crashed", f"{words.when(captured['time_usec'])}, {words.ago(captured['time_usec'])}"),
+        ("Host", printable(captured["hostname"])),
+        ("Executable", printable(victim["exe"] or "")),
+        ("Name", printable(victim["comm"] or "")),
+        ("Command line", printable(victim["cmdline"] or "")),
+        ("Process", _process(victim)),
+        ("User", _known(victim["uid"], lambda number: pwd.getpwuid(number).pw_name)),
+        ("Group", _known(victim["gid"], lambda number: grp.getgrgid(number).gr_name)),
+        ("Signal", _signal(victim["signal"])),
+        ("Captured", f"{transport}{held}"),
+    ]
+
+
+def _process(victim: dict[str, Any]) -> str:
+    if victim["pid"] is None:
+        return ""
+    thread = f", its thread {victim['tid']}" if victim["tid"] not in (None, victim["pid"]) else ""
+    return f"{victim['pid']}{thread}"
+
+
+def _known(number: int | None, look_up: Callable[[int], str]) -> str:
+    """Return a user's or group's number, with its name where this machine has one."""
+    if number is None:
+        return ""
+    try:
+        return f"{number} ({printable(look_up(number))})"
+    except (KeyError, OverflowError):
+        return str(number)
+
+
+def _signal(number: int | None) -> str:
+    if number is None:
+        return ""
+    try:
+        words_for_it = signal.strsignal(number) or ""
+    except ValueError:
+        words_for_it = ""
+    return f"{number}, {words.signal_name(number)}" + (f": {words_for_it}" if words_for_it else "")
+
+
+def _kept(document: Record) -> list[tuple[str, str]]:
+    core, assets, snapshot = document["core"], document["assets"], document["snapshot"]
+    truncated = core["truncated"]
+    missing = ", ".join(printable(name, 100) for name in assets["missing"])
+    why = f"{words.TRUNCATED.get(truncated['reason'], printable(truncated['reason']))}; " if truncated else ""
+    return [
+        ("Core", f"{human_bytes(core['size_bytes'])}, {core['class']} bit, {human_bytes(core['disk_bytes'])} on disk"),
+        ("Truncated", f"{why}whole it has {human_bytes(truncated['expected_bytes'])}" if truncated else ""),
+        ("Asset", human_bytes(assets["size_bytes"]) if assets["size_bytes"] else "none"),
+        ("Missing in it", missing),
+        ("Snapshot", f"{human_bytes(snapshot['size_bytes'])}, SHA-256 {printable(snapshot['sha256'])}" if snapshot else "none"),
+    ]
+
+
+def _done(document: Record) -> list[tuple[str, str]]:
+    attempts, failure, next_try_usec = document["attempts"], document["failure"], document["next_try_usec"]
+    return [
+        ("Attempts", f"{attempts['process']} at its snapshot, {attempts['send']} at its delivery"),
+        ("Next try", f"{words.when(next_try_usec)}, {words.ago(next_try_usec)}" if next_try_usec is not None else ""),
+        ("Failure", f"{printable(failure['reason'])}: {printable(failure['detail'], 2000)}" if failure else ""),
+    ]
+
+
+def _pairs(document: dict[str, Any]) -> str:
+    return ", ".join(f"{printable(str(key), 100)} {printable(str(value), 200)}" for key, value in document.items())
+
+
+def _json_object(dump: Dump, name: str, limit_bytes: int) -> dict[str, Any] | None:
+    """Return a JSON object from a file of the dump; None where there is none. What it says only informs."""
+    try:
+        found = json.loads(durable.read(dump.fd, name, limit_bytes))
+    except (BadInput, OSError, ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _error_message(dump: Dump) -> str | None:
+    """Return what the snapshot, where it is a JSON report, says of the error."""
+    report = _json_object(dump, dumps.SNAPSHOT, _SNAPSHOT_MAX_BYTES) or {}
+    attributes = report.get("attributes")
+    message = attributes.get("error.message") if isinstance(attributes, dict) else None
+    return message if isinstance(message, str) else None

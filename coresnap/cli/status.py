@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tell how coresnap stands: what the stages hold, how much room is left, what was not kept, who gets the kernel's cores.
+
+--json prints one object: root, stages (dumps, disk_bytes, oldest_usec of each), free_bytes, total_bytes, keep_bytes
+(what dump.quota keeps free), ceiling_bytes, ledger (entries, last), foreign, core_pattern, core_pattern_is_ours.
+
+examples:
+  coresnap status
+  coresnap status --json | jq .stages.failed.dumps
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from typing import Any
+
+from coresnap.cli import dumps, kernel, terminal, words
+from coresnap.ground import settings
+from coresnap.ground.settings import Settings
+from coresnap.ground.text import human_bytes, printable
+from coresnap.spool import ledger, stages
+from coresnap.spool.stages import Spool
+
+_FOREIGN_MOST = 100
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command."""
+    loaded = settings.load(args.settings)
+    with dumps.open_spool(loaded.dump_root) as spool:
+        known = _gather(spool, loaded)
+    if args.json:
+        print(json.dumps(known, indent=1))
+    else:
+        _print(known, loaded)
+    return 0
+
+
+def _gather(spool: Spool, loaded: Settings) -> dict[str, Any]:
+    disk = os.fstatvfs(spool.root_fd)
+    total_bytes = disk.f_blocks * disk.f_frsize
+    entries = dumps.look_all(spool, stages.STAGES)
+    losses = list(ledger.read(spool.root_fd))
+    pattern, ours = kernel.core_pattern()
+    return {
+        "root": spool.path,
+        "stages": {stage: _stage(spool, stage, entries) for stage in stages.STAGES},
+        "free_bytes": disk.f_bavail * disk.f_frsize,
+        "total_bytes": total_bytes,
+        "keep_bytes": total_bytes * loaded.dump_quota_percent // 100,
+        "ceiling_bytes": loaded.dump_ceiling_bytes,
+        "ledger": {"entries": len(losses), "last": losses[-1] if losses else None},
+        "foreign": sorted(spool.foreign())[:_FOREIGN_MOST],
+        "core_pattern": pattern,
+        "core_pattern_is_ours": ours,
+    }
+
+
+def _stage(spool: Spool, stage: str, entries: list[dumps.Entry]) -> dict[str, Any]:
+    here = [entry for entry in entries if entry.stage == stage]
+    return {
+        "dumps": len(here),
+        "disk_bytes": sum(_disk_bytes(spool, entry) for entry in here),
+        "oldest_usec": min((entry.time_usec for entry in here), default=None),
+    }
+
+
+def _disk_bytes(spool: Spool, entry: dumps.Entry) -> int:
+    """Return what the dump really takes; nothing where it has just moved, or may not be looked into."""
+    path = f"{entry.stage}/{entry.uuid}"
+    try:
+        names = (f"{path}/{name}" for name in entry.files)
+        return sum(os.stat(name, dir_fd=spool.root_fd, follow_symlinks=False).st_blocks for name in names) * 512
+    except OSError:
+        return 0
+
+
+def _print(known: dict[str, Any], loaded: Settings) -> None:
+    rows = []
+    for stage, held in known["stages"].items():
+        oldest = f", the oldest {words.ago(held['oldest_usec'])}" if held["dumps"] else ""
+        rows.append((stage, f"{held['dumps']} dumps, {human_bytes(held['disk_bytes'])}{oldest}"))
+    free_bytes, keep_bytes = known["free_bytes"], known["keep_bytes"]
+    room = f"{human_bytes(free_bytes)} free, {human_bytes(keep_bytes)} have to stay so (dump.quota {loaded.dump_quota_percent}%)"
+    if free_bytes <= keep_bytes:
+        room += terminal.paint(": NO CORE IS KEPT", terminal.RED)
+    rows.append(("room", room))
+    if known["ceiling_bytes"]:
+        rows.append(("ceiling", f"{human_bytes(known['ceiling_bytes'])} (dump.ceiling)"))
+    last = known["ledger"]["last"]
+    lost = f"; the last {words.ago(last['time_usec'])}: {words.name(last)}, {printable(last['reason'])}" if last else ""
+    rows.append(("not kept", f"{known['ledger']['entries']} on record{lost}" + (": `coresnap why`" if last else "")))
+    rows.append(("foreign", ", ".join(printable(name, 100) for name in known["foreign"])))
+    ours = "coresnap's" if known["core_pattern_is_ours"] else "NOT coresnap's: the kernel's cores go elsewhere"
+    rows.append(("core_pattern", f"`{printable(known['core_pattern'], 200)}`, {ours}"))
+    terminal.fields([("spool", known["root"]), *rows])

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The terminal: colour where it is wanted, progress where it takes long, notes that are no output."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from types import FrameType
+
+from coresnap.ground.text import human_bytes
+
+_AFTER_SECONDS, _EVERY_SECONDS = 1.0, 0.5
+RED = "31"
+
+
+def paint(text: str, colour: str) -> str:
+    """Return the text in a colour (an SGR number) where standard output is a terminal that may have it."""
+    if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb" or not sys.stdout.isatty():
+        return text
+    return f"\x1b[{colour}m{text}\x1b[m"
+
+
+def note(line: str) -> None:
+    """Say something that is not the output asked for."""
+    print(f"coresnap: {line}", file=sys.stderr)
+
+
+def fields(rows: list[tuple[str, str]]) -> None:
+    """Print names and values, the names right-aligned; rows without a value are left out."""
+    shown = [row for row in rows if row[1]]
+    width = max(len(label) for label, _value in shown)
+    for label, value in shown:
+        print(f"{label:>{width}}: {value}")
+
+
+class Progress:
+    """Shows how far something has come, on a terminal's standard error, once it has taken a second.
+
+    A timer's signal does it, so that the work itself needs to know nothing of it.
+    """
+
+    def __init__(self, what: str, total_bytes: int, position: Callable[[], int]) -> None:
+        self._what = what
+        self._total_bytes = total_bytes
+        self._position = position
+        self._shown = False
+        self._former: signal.Handlers | Callable[[int, FrameType | None], object] | int | None = None
+
+    def __enter__(self) -> Progress:
+        if sys.stderr.isatty():
+            self._former = signal.signal(signal.SIGALRM, self._show)
+            signal.setitimer(signal.ITIMER_REAL, _AFTER_SECONDS, _EVERY_SECONDS)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._former is not None:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, self._former)
+        if self._shown:
+            os.write(2, b"\r\x1b[K")
+
+    def _show(self, _number: int, _frame: FrameType | None) -> None:
+        done_bytes = self._position()
+        share = f" {done_bytes * 100 // self._total_bytes}%" if self._total_bytes else ""
+        line = f"{self._what}: {human_bytes(done_bytes)} of {human_bytes(self._total_bytes)}{share}"
+        os.write(2, b"\r" + line.encode("utf-8", "backslashreplace") + b"\x1b[K")
+        self._shown = True

@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where is my core? Tell of a process, a dump or a program what became of its cores, newest first, and what to do.
+
+Looked through are the stages and the ledger, which has a record of every core that was not kept. Without an argument: the
+latest crashes of all.
+
+examples:
+  coresnap why 4711          of the process with this number
+  coresnap why vim           of this program: its name, its path, or a pattern of either
+  coresnap why 84605573      of this dump, also if it has been removed from staging
+
+Exit status 69: nothing is known of it; the line then says whether cores come to coresnap at all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from coresnap.cli import dumps, kernel, terminal, words
+from coresnap.cli.dumps import Entry
+from coresnap.ground import durable
+from coresnap.ground.errors import Refused
+from coresnap.ground.text import human_duration, printable
+from coresnap.spool import ledger, stages
+
+_MOST = 10
+_STAGES = {
+    stages.STAGING: "its core is being captured",
+    stages.PENDING: "its core is kept and waits for its snapshot",
+    stages.SENDING: "its core is kept and its snapshot made; that waits for delivery",
+    stages.COMMITTED: "its core is kept and its snapshot delivered",
+    stages.FAILED: "its core is kept, but it has been given up on",
+}
+_REMEDIES = {
+    "quota": "free some space or `coresnap rm` dumps, or change dump.quota or dump.ceiling; `coresnap status` has the figures",
+    "disk-full": "free some space, or raise dump.quota so that captures stop before the disk is full",
+    "write-error": "look at the disk: `journalctl -k`",
+    "empty": "was archive started by something else than the kernel? else `journalctl -k` says why the kernel gave up",
+    "not-a-core": "give archive, or `coresnap import`, the core itself, unpacked",
+    "cut-short": "a kernel's core ends early when its process is killed meanwhile; a file's when its copy was not finished",
+    "interrupted": "archive was killed: `journalctl` says by whom; a lack of memory does it",
+    "no-spool": "mount its file system, or `coresnapd --prepare` the spool",
+    "internal": "this is a mistake in coresnap: report it with this line",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument("what", nargs="?", metavar="PID|UUID|NAME", help="a process, a dump, or a program")
+    parser.add_argument("-n", type=int, default=_MOST, metavar="N", dest="most", help=f"at most N of them; {_MOST} unless told")
+    parser.add_argument("--json", action="store_true", help="print JSON: dumps as list does, and lines of the ledger")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command."""
+    entries, losses = _search(dumps.dump_root(args.settings), args.what)
+    known: list[tuple[int, Entry | dict[str, Any]]] = [
+        *((entry.time_usec, entry) for entry in entries),
+        *((loss["time_usec"], loss) for loss in losses),
+    ]
+    latest = sorted(known, key=lambda pair: pair[0], reverse=True)[: max(args.most, 1)]
+    if not latest:
+        raise Refused(f"nothing is known of {args.what or 'any crash'}", hint=kernel.cores_go_where())
+    if args.json:
+        print(json.dumps([{"kept": True, **one.as_json()} if isinstance(one, Entry) else {"kept": False, **one} for _, one in latest], indent=1))
+        return 0
+    for _time_usec, one in latest:
+        _tell_kept(one) if isinstance(one, Entry) else _tell_lost(one)
+    if len(known) > len(latest):
+        terminal.note(f"{len(known) - len(latest)} earlier ones are not shown: -n {len(known)} shows them")
+    return 0
+
+
+def _search(root: str, what: str | None) -> tuple[list[Entry], list[dict[str, Any]]]:
+    """Return the dumps and the lines of the ledgers that are meant. A spool that is not there is one reason to ask."""
+    entries: list[Entry] = []
+    losses: list[dict[str, Any]] = []
+    try:
+        with dumps.open_spool(root) as spool:
+            entries = [entry for entry in dumps.look_all(spool, stages.STAGES) if _is_meant(entry, what)]
+            losses = list(ledger.read(spool.root_fd))
+    except Refused as error:
+        terminal.note(error.line())
+    try:
+        fallback_fd = durable.open_directory(ledger.FALLBACK)
+    except OSError:
+        pass  # it is only there once the spool was not
+    else:
+        with dumps.Dump("", "", fallback_fd):
+            losses += ledger.read(fallback_fd)
+    return entries, [loss for loss in losses if _matches(loss, str(loss.get("uuid", "")), what)]
+
+
+def _is_meant(entry: Entry, what: str | None) -> bool:
+    return _matches(entry.record["victim"] if entry.record else {}, entry.uuid, what)
+
+
+def _matches(victim: dict[str, Any], uuid: str, what: str | None) -> bool:
+    if what is None:
+        return True
+    beginning = what.rpartition("/")[2].removesuffix("...").lower()
+    if len(beginning) >= 4 and uuid.startswith(beginning):
+        return True
+    if what.isascii() and what.isdigit():
+        return str(victim.get("pid")) == what.lstrip("0")
+    return words.matches(victim, what)
+
+
+def _tell_kept(entry: Entry) -> None:
+    document = entry.record
+    if document is None:
+        print(f"{words.when(entry.time_usec)}  {entry.short}")
+        if entry.stage == stages.STAGING:
+            print(f"  {_STAGES[entry.stage]}, or was when archive was killed: coresnapd sweeps it then")
+        else:
+            print(f"  it is kept, but its record cannot be read: {printable(entry.problem)}")
+        return
+    print(f"{words.when(entry.time_usec)}  {_who(document['victim'])}")
+    print(f"  {_STAGES[entry.stage]}: {entry.short}")
+    truncated, failure, next_try_usec = document["core"]["truncated"], document["failure"], document["next_try_usec"]
+    if truncated:
+        print(f"  the core is not whole: {words.TRUNCATED.get(truncated['reason'], printable(truncated['reason']))}")
+    if failure:
+        print(f"  {printable(failure['reason'])}: {printable(failure['detail'], 2000)}")
+    elif next_try_usec is not None and document["history"]:
+        print(f"  {printable(document['history'][-1]['event'])}: {printable(document['history'][-1]['detail'])}")
+        print(f"  next try {words.ago(next_try_usec)}")
+    print(f"  to do: {_to_do(entry)}")
+
+
+def _to_do(entry: Entry) -> str:
+    beginning = entry.uuid[:8]
+    if entry.stage == stages.COMMITTED:
+        return f"`coresnap info {beginning}` has its receipt, `coresnap debug {beginning}` opens the core"
+    if entry.stage == stages.FAILED or (entry.record and entry.record["next_try_usec"] is not None):
+        return f"`coresnap retry {beginning}` tries again now, `coresnap debug {beginning}` opens the core"
+    waited = human_duration(max(0, _now_usec() - entry.time_usec))
+    return f"nothing, if coresnapd runs; it is {waited} old. `coresnap debug {beginning}` opens the core"
+
+
+def _now_usec() -> int:
+    import time
+
+    return time.time_ns() // 1000
+
+
+def _tell_lost(loss: dict[str, Any]) -> None:
+    reason = loss["reason"]
+    print(f"{words.when(loss['time_usec'])}  {_who(loss)}")
+    print(f"  its core was not kept: {ledger.REASONS.get(reason, printable(reason))}")
+    detail = loss.get("detail")
+    if isinstance(detail, str) and detail:
+        print(f"  {printable(reason)}: {printable(detail)}")
+    if reason in _REMEDIES:
+        print(f"  to do: {_REMEDIES[reason]}")
+
+
+def _who(victim: dict[str, Any]) -> str:
+    """Return the crashed process in words; a line of the ledger may have any type behind any key."""
+    known = []
+    for key in ("pid", "uid"):
+        if isinstance(victim.get(key), int):
+            known.append(f"{key} {victim[key]}")
+    number = victim.get("signal")
+    if isinstance(number, int):
+        known.append(words.signal_name(number))
+    return f"{words.name(victim)} ({', '.join(known)})" if known else words.name(victim)

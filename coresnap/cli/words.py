@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Crashes in words: who, of what, when; and the words by which a person picks some of them."""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import os
+import pwd
+import re
+import signal
+import time
+from typing import Any
+
+from coresnap.ground.text import human_duration, printable
+
+_NAME_MOST = 40
+_UNITS_USEC = {"s": 10**6, "m": 60 * 10**6, "h": 3600 * 10**6, "d": 86400 * 10**6, "w": 7 * 86400 * 10**6}
+_SPAN = re.compile(r"(\d{1,9}) ?(s|m|h|d|w)(?:ec|in|ours?|ays?|eeks?|econds?|inutes?)?(?: ago)?")
+
+#: Why a core is not whole: record's reasons.
+TRUNCATED = {
+    "disk-full": "the disk was full",
+    "write-error": "the disk gave an error",
+    "cut-short": "its writer ended early",
+    "interrupted": "archive was killed",
+    "quota": "the spool had no room left",
+}
+
+
+def executable(victim: dict[str, Any]) -> str:
+    """Return the executable's name without its directory, or else the process's; as it came, not to be printed."""
+    exe = str(victim.get("exe") or "").removesuffix(" (deleted)")
+    return os.path.basename(exe) or str(victim.get("comm") or "")
+
+
+def name(victim: dict[str, Any]) -> str:
+    """Return the executable's name, fit to be printed."""
+    return printable(executable(victim), _NAME_MOST) or "?"
+
+
+def signal_name(number: int | None) -> str:
+    """Return SIGSEGV for 11, and what it can for others."""
+    if number is None:
+        return "unknown signal"
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def when(time_usec: int) -> str:
+    """Return a moment in local time, as ctime(3) has it."""
+    try:
+        return time.strftime("%a %b %d %H:%M:%S %Y", time.localtime(time_usec // 1_000_000))
+    except (OverflowError, ValueError, OSError):
+        return f"@{time_usec // 1_000_000}"  # a record may have any number
+
+
+def ago(time_usec: int) -> str:
+    """Return how far a moment is from now."""
+    away_usec = time.time_ns() // 1000 - time_usec
+    return f"{human_duration(away_usec)} ago" if away_usec >= 0 else f"in {human_duration(-away_usec)}"
+
+
+def matches(victim: dict[str, Any], wanted: str) -> bool:
+    """Say whether `wanted` is the victim's executable, path or process name; shell wildcards may stand in it."""
+    exe = str(victim.get("exe") or "").removesuffix(" (deleted)")
+    known = (exe, os.path.basename(exe), str(victim.get("comm") or ""))
+    return any(text and fnmatch.fnmatchcase(text, wanted) for text in known)
+
+
+def signal_number(text: str) -> int:
+    """Read a signal: 11, SEGV or SIGSEGV. For argparse."""
+    if text.isascii() and text.isdigit() and len(text) < 4:
+        return int(text)
+    known = {item.name: item.value for item in signal.Signals}
+    number = known.get("SIG" + text.upper().removeprefix("SIG"))
+    if number is None:
+        raise argparse.ArgumentTypeError(f"{text} is no signal")
+    return number
+
+
+def user_number(text: str) -> int:
+    """Read a user: a name or a number. For argparse."""
+    if text.isascii() and text.isdigit() and len(text) < 11:
+        return int(text)
+    try:
+        return pwd.getpwnam(text).pw_uid
+    except KeyError as error:
+        raise argparse.ArgumentTypeError(f"this machine has no user {text}") from error
+
+
+def moment(text: str) -> int:
+    """Read a moment, local time, as microseconds since 1970: 2026-04-14, `2026-04-14 22:49`, today, yesterday, now, 2h ago.
+
+    For argparse.
+    """
+    import datetime
+
+    now = datetime.datetime.now()  # noqa: DTZ005  # a person at a terminal means local time
+    midnight = now.replace(hour=0, minute=0, second=0, microsecond=0)
+    if span := _SPAN.fullmatch(text):
+        return time.time_ns() // 1000 - int(span[1]) * _UNITS_USEC[span[2]]
+    named = {"now": now, "today": midnight, "yesterday": midnight - datetime.timedelta(days=1)}
+    try:
+        found = named.get(text) or datetime.datetime.fromisoformat(text)
+        return int(found.timestamp() * 1e6)
+    except (ValueError, OverflowError) as error:
+        raise argparse.ArgumentTypeError(
+            f"{text}: no moment; 2026-04-14, `2026-04-14 22:49`, today, yesterday and `2h ago` are"
+        ) from error

@@ -1,0 +1,212 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Find the configuration, read it and its drop-ins, and lay their directives over the built-in settings.
+
+The first coresnap.conf on the way counts whole; the files of FILE.d beside it follow in lexical order, each over what came before.
+"""
+
+from __future__ import annotations
+
+import difflib
+import grp
+import os
+import pwd
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from coresnap.ground.errors import BadSettings
+from coresnap.ground.settings import reader
+from coresnap.ground.settings.reader import Directive
+from coresnap.ground.settings.rules import MAX_RULES, Rule, in_order, parse_rule
+from coresnap.ground.settings.table import ATTRIBUTES, TABLE, Values
+from coresnap.ground.text import printable
+
+SEARCH = ("/etc/coresnap", "/usr/local/etc/coresnap", "/opt/backtrace/etc/coresnap")
+FILE_NAME = "coresnap.conf"
+BUILT_IN = "built-in"
+_MAX_DROP_INS = 256
+_FORMATS = "formats"
+_FORMAT = re.compile(r"format\.([0-9]{1,6})")
+
+
+@dataclass(frozen=True)
+class Settings(Values):
+    """The settings in force."""
+
+    #: Where each setting was set, by attribute: FILE:LINE, absent for the built-in default. A rule has its own.
+    origins: Mapping[str, str] = field(default_factory=dict)
+    #: The files that were read.
+    files: tuple[str, ...] = ()
+    #: What is worth a line in the log, and no error.
+    warnings: tuple[str, ...] = ()
+
+    def format_for(self, exe: str) -> tuple[str, Rule]:
+        """Return the project of a crash of the executable `exe` (its name, without the directory), and the rule that says so."""
+        rule = next(rule for rule in self.formats if rule.matches(exe))
+        return rule.project, rule
+
+    def dump_owner(self) -> tuple[int, int, int]:
+        """Return mode, uid and gid of a dump's files; -1 is the caller's own, where coresnap's user does not exist."""
+        uid, gid = _uid(self.dump_user), _gid(self.dump_group)
+        return self.dump_mode, -1 if uid is None else uid, -1 if gid is None else gid
+
+    def document(self) -> dict[str, Any]:
+        """Return the values by name as JSON has them; the rules of format.N are one list, `format`."""
+        return {
+            "format" if name == _FORMATS else setting.name: setting.kind.json(getattr(self, name))
+            for name, setting in TABLE.items()
+        }
+
+
+def load(path: str | os.PathLike[str] | None = None, search: Sequence[str] = SEARCH) -> Settings:
+    """Return the settings of the file at `path`, or else of the first one found. Raises BadSettings for the first problem."""
+    settings, problems = examine(path, search)
+    if problems:
+        more = f"; {len(problems) - 1} more: `coresnap config --check FILE` lists them" if len(problems) > 1 else ""
+        raise BadSettings(str(problems[0]), hint=problems[0].hint + more if problems[0].hint else more[2:])
+    return settings
+
+
+def examine(
+    path: str | os.PathLike[str] | None = None, search: Sequence[str] = SEARCH
+) -> tuple[Settings, list[BadSettings]]:
+    """Return the settings as load() does, without those that are wrong, and everything that is wrong."""
+    merge = _Merge()
+    for file in _with_drop_ins(os.fspath(path)) if path is not None else _find(search):
+        merge.file(file)
+    return merge.settings(), merge.problems
+
+
+def _find(search: Sequence[str]) -> list[str]:
+    """Return the first file found and its drop-ins; with no file anywhere, the first drop-ins found."""
+    candidates = [os.path.join(directory, FILE_NAME) for directory in search]
+    for file in candidates:
+        if os.path.lexists(file):
+            return _with_drop_ins(file)
+    return next((found for file in candidates if (found := _drop_ins(file))), [])
+
+
+def _with_drop_ins(file: str) -> list[str]:
+    return [file, *_drop_ins(file)]
+
+
+def _drop_ins(file: str) -> list[str]:
+    directory = f"{file}.d"
+    try:
+        names = [name for name in os.listdir(directory) if name.endswith(".conf") and not name.startswith(".")]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except (OSError, ValueError) as error:
+        raise BadSettings(f"{printable(directory)}: cannot be read: {error}") from None
+    if len(names) > _MAX_DROP_INS:
+        raise BadSettings(f"{printable(directory)}: more than {_MAX_DROP_INS} drop-ins")
+    return [os.path.join(directory, name) for name in sorted(names)]
+
+
+class _Merge:
+    """Settings in the making."""
+
+    def __init__(self) -> None:
+        self.problems: list[BadSettings] = []
+        self._values: dict[str, Any] = {}
+        self._origins: dict[str, str] = {}
+        self._rules: list[Rule] = []
+        self._files: list[str] = []
+
+    def file(self, path: str) -> None:
+        """Lay the directives of one file over what is there."""
+        self._files.append(path)
+        try:
+            directives, problems = reader.read(path)
+        except BadSettings as error:
+            self.problems.append(error)
+            return
+        self.problems += problems
+        seen: dict[str, Directive] = {}
+        for directive in directives:
+            try:
+                self._take(directive, seen)
+            except ValueError as error:
+                self._problem(directive, str(error))
+
+    def _problem(self, directive: Directive, why: str, hint: str = "") -> None:
+        name = _name(directive.name)
+        hint = hint or (f"allowed: {TABLE[ATTRIBUTES[name]].kind.allowed()}" if name in ATTRIBUTES else "")
+        what = printable(f"{directive.name} = {directive.value}", 120)
+        self.problems.append(BadSettings(f"{printable(directive.origin)}: `{what}`: {why}", hint=hint))
+
+    def _take(self, directive: Directive, seen: dict[str, Directive]) -> None:
+        """Take one directive; `seen` are those of its file, by what must not be repeated. Raises ValueError."""
+        numbered = _FORMAT.fullmatch(directive.name)
+        if numbered:
+            rule = parse_rule(directive.value, int(numbered[1]), directive.origin)
+            if rule.pattern is None:
+                self._once("format", directive, seen)
+            if len(self._rules) == MAX_RULES:
+                raise ValueError(f"more than {MAX_RULES} rules")
+            self._rules.append(rule)
+            return
+        name = ATTRIBUTES.get(directive.name)
+        if name is None:
+            self._problem(directive, "no such setting", _suggestion(directive.name))
+            return
+        self._once(name, directive, seen)
+        self._values[name] = TABLE[name].kind.parse(directive.value)
+        self._origins[name] = directive.origin
+
+    @staticmethod
+    def _once(key: str, directive: Directive, seen: dict[str, Directive]) -> None:
+        first = seen.setdefault(key, directive)
+        if first is not directive:
+            what = "a second rule without %e" if key == "format" else "set twice"
+            raise ValueError(f"{what}, first on line {first.line}")
+
+    def settings(self) -> Settings:
+        """Return what has come together; check that users and groups exist."""
+        warnings = []
+        rules = in_order(self._rules, Values.formats[-1])
+        known = Settings(**self._values, formats=rules, origins=self._origins, files=tuple(self._files))
+        for name, text, number in (
+            ("dump_user", known.dump_user, _uid(known.dump_user)),
+            ("dump_group", known.dump_group, _gid(known.dump_group)),
+        ):
+            if number is not None:
+                continue
+            kind = name.removeprefix("dump_")
+            if name in self._origins:
+                where = printable(self._origins[name])
+                self.problems.append(
+                    BadSettings(
+                        f"{where}: `{TABLE[name].name} = {text}`: there is no such {kind} on this machine",
+                        hint=f"allowed: {TABLE[name].kind.allowed()}",
+                    )
+                )
+            else:
+                warnings.append(f"{TABLE[name].name}: there is no {kind} {text}; dumps belong to whoever writes them")
+        return Settings(**{**vars(known), "warnings": tuple(warnings)})
+
+
+def _name(name: str) -> str:
+    """Return the name under which the table has a directive."""
+    return TABLE[_FORMATS].name if _FORMAT.fullmatch(name) else name
+
+
+def _suggestion(name: str) -> str:
+    close = difflib.get_close_matches(name.lower(), ATTRIBUTES, 1)
+    return f"did you mean {close[0]}?" if close else "`coresnap config --sample` lists the settings"
+
+
+def _uid(text: str) -> int | None:
+    """Return the number of a user; None where there is no such user."""
+    try:
+        return int(text) if text.isdigit() else pwd.getpwnam(text).pw_uid
+    except KeyError:
+        return None
+
+
+def _gid(text: str) -> int | None:
+    try:
+        return int(text) if text.isdigit() else grp.getgrnam(text).gr_gid
+    except KeyError:
+        return None

@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The table of settings. Parser, schema, compiled settings, sample, manual page and `coresnap config` derive from it.
+
+A row is a field of Values: its attribute is the setting's name with `_` for `.`, and the unit of the value at its end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from types import MappingProxyType
+from typing import Any
+
+from coresnap.ground.settings import kinds
+from coresnap.ground.settings.kinds import Kind
+from coresnap.ground.settings.rules import Rule
+
+_K, _M, _G, _T = 1 << 10, 1 << 20, 1 << 30, 1 << 40
+_S, _H, _D = 1_000_000, 3_600_000_000, 86_400_000_000
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One row. The first sentence of `doc` is its summary; `archive` is the name in the compiled settings, if it is there."""
+
+    name: str
+    kind: Kind
+    default: str
+    section: str
+    doc: str
+    archive: str = ""
+
+
+def _row(name: str, kind: Kind, default: str, section: str, doc: str, archive: str = "") -> Any:
+    setting = Setting(name, kind, default, section, " ".join(doc.split()), archive)
+    return field(default=kind.parse(default), metadata={"setting": setting})
+
+
+@dataclass(frozen=True)
+class Values:
+    """The settings' values."""
+
+    dump_root: str = _row(
+        "dump.root", kinds.PATH, "/var/lib/coresnap", "dump", """
+        The spool: the directory that holds the dumps, one directory a stage. All of it has to lie on one file system,
+        since a dump moves from stage to stage by rename(2).
+        """, "root",
+    )
+    dump_mode: int = _row(
+        "dump.mode", kinds.Mode(0o600, 0o777), "0600", "dump", """
+        Mode of the files in a dump. A core holds whatever the process had in memory, passwords among it: think before
+        you let others read it. The owner can always read and write.
+        """, "mode",
+    )
+    dump_user: str = _row(
+        "dump.user", kinds.USER, "coresnap", "dump", """
+        User who owns the dumps. A user who is named here has to exist; where the user of the default does not, a dump
+        belongs to whoever writes it.
+        """, "uid",
+    )
+    dump_group: str = _row(
+        "dump.group", kinds.GROUP, "coresnap", "dump", """
+        Group of the dumps. What holds for dump.user holds for it.
+        """, "gid",
+    )
+    dump_quota_percent: int = _row(
+        "dump.quota", kinds.Share(0, 100), "10%", "dump", """
+        Share of the file system of dump.root that has to stay free. A core that would leave less is not kept: `coresnap
+        why` tells of it. Captures under way count with what they are going to write.
+        """, "quota_percent",
+    )
+    dump_ceiling_bytes: int = _row(
+        "dump.ceiling", kinds.Bytes(0, 1 << 60), "0", "dump", """
+        Most bytes that the dumps together may take on the disk; 0 is no such limit. A core that would take more is not
+        kept.
+        """, "ceiling_bytes",
+    )
+
+    archive_environ: tuple[str, ...] = _row(
+        "archive.environ", kinds.Words(r"[A-Za-z_][A-Za-z0-9_]*[*]?|[*]", "names of variables, the last character may be *"),
+        """PATH LANG LANGUAGE LC_* TERM SHELL HOME USER LOGNAME PWD TZ TMPDIR LD_LIBRARY_PATH LD_PRELOAD GOTRACEBACK
+        INVOCATION_ID XDG_SESSION_ID XDG_SESSION_TYPE""", "archive", """
+        Environment variables of the crashed process that are kept in the asset; an asterisk at the end stands for any
+        rest. Environments hold secrets, so what is not listed is left out. Empty keeps none, * keeps all.
+        """, "environ",
+    )  # fmt: skip
+    archive_evidence_budget_usec: int = _row(
+        "archive.evidence_budget", kinds.Duration(10_000, 60 * _S), "1s", "archive", """
+        Longest time to read from /proc while the crashed process is held. What has not been read by then is missing in
+        the asset; the core is taken all the same.
+        """, "evidence_budget_usec",
+    )
+
+    snapshot_command: tuple[str, ...] = _row(
+        "snapshot.command", kinds.Argv("SBacepus"),
+        "coresnap-snapshot -o%S --kv=coresnap.object:%B --resource=%a --core %c %e", "snapshot", """
+        Command that makes a snapshot of a core. Backtrace's ptrace can stand here with the options that it always had.
+        Exit status 65 says that this core can never give a snapshot; after any other failure the command is tried
+        again.
+        """,
+    )
+    snapshot_jobs: int = _row(
+        "snapshot.jobs", kinds.Number(1, 64), "2", "snapshot", """
+        Most snapshots that are made at once.
+        """,
+    )
+    snapshot_attempts: int = _row(
+        "snapshot.attempts", kinds.Number(1, 1000), "3", "snapshot", """
+        Attempts at a snapshot before the dump moves to failed.
+        """,
+    )
+    snapshot_timeout_usec: int = _row(
+        "snapshot.timeout", kinds.Duration(_S, 7 * _D), "5min", "snapshot", """
+        Longest time that snapshot.command may take; then it is killed, with all that it started.
+        """,
+    )
+    snapshot_memory_bytes: int = _row(
+        "snapshot.memory", kinds.Bytes(64 * _M, 64 * _T), "1G", "snapshot", """
+        Most memory that snapshot.command may take.
+        """,
+    )
+    snapshot_max_bytes: int = _row(
+        "snapshot.max_bytes", kinds.Bytes(4 * _K, 64 * _G), "64M", "snapshot", """
+        Largest snapshot that is taken from snapshot.command.
+        """,
+    )
+    defaults_command: tuple[str, ...] = _row(
+        "defaults.command", kinds.Argv(None, may_be_empty=True), "", "snapshot", """
+        Command that is run before snapshot.command, with the executable's name as its last argument. What it prints,
+        KEY=VALUE lines, becomes the environment variable BACKTRACE_DEFAULTS of snapshot.command. Percent signs have no
+        meaning here.
+        """,
+    )
+    defaults_timeout_usec: int = _row(
+        "defaults.timeout", kinds.Duration(_S, _D), "30s", "snapshot", """
+        Longest time that defaults.command may take.
+        """,
+    )
+    command_output: str = _row(
+        "command.output", kinds.Choice(("log", "inherit", "discard")), "log", "snapshot", """
+        Where the output of commands goes: to the log, to coresnap's own output, or nowhere.
+        """,
+    )
+
+    formats: tuple[Rule, ...] = _row(
+        "format.1", kinds.Rules(), "blackhole", "format", """
+        Project, and name of the token, for a crash. `format.N = PROJECT %e REGEX` is for executables in whose name,
+        without its directory, the regular expression is found; it may be repeated, with the same number or others. The
+        first match counts: the lower number first, then the one that stands first. `format.N = PROJECT` is for all
+        other crashes, whatever its number.
+        """,
+    )
+
+    purge_age_usec: int = _row(
+        "purge.age", kinds.Duration(_S, 36500 * _D), "30d", "daemon", """
+        Age at which delivered and failed dumps are removed. What still waits for its snapshot or its delivery is not.
+        """,
+    )
+    purge_disabled: bool = _row(
+        "purge.disabled", kinds.Flag(), "false", "daemon", """
+        Remove nothing by age.
+        """,
+    )
+
+    send_command: tuple[str, ...] = _row(
+        "send.command", kinds.Argv("SBaPt", may_be_empty=True), "", "send", """
+        Command that delivers a snapshot in place of coresnap itself, such as `/opt/backtrace/bin/coroner -c
+        /usr/local/etc/coroner.cf put %P %t %S`. Its exit status 0 says that the store has the snapshot.
+        """,
+    )
+    send_coroner: str = _row(
+        "send.coroner", kinds.PATH, "/usr/local/etc/coroner.cf", "send", """
+        Coroner's configuration file: the address of a store and its tokens. This version does not deliver there by
+        itself yet: send.command can have coroner do it.
+        """,
+    )
+    send_store: str = _row(
+        "send.store", kinds.STORE, "file:/var/lib/coresnap-store", "send", """
+        Store that snapshots are delivered to: `file:` and a directory.
+        """,
+    )
+    send_attempts: int = _row(
+        "send.attempts", kinds.Number(0, 1_000_000), "0", "send", """
+        Attempts to deliver a snapshot before its dump moves to failed; 0 never gives up.
+        """,
+    )
+    send_timeout_usec: int = _row(
+        "send.timeout", kinds.Duration(_S, 7 * _D), "5min", "send", """
+        Longest time that one delivery may take.
+        """,
+    )
+    store_max_bytes: int = _row(
+        "store.max_bytes", kinds.Bytes(_M, 1 << 60), "1G", "store", """
+        Most bytes that the `file:` store may hold; the oldest snapshots make room.
+        """,
+    )
+    store_max_age_usec: int = _row(
+        "store.max_age", kinds.Duration(_S, 36500 * _D), "90d", "store", """
+        Age at which snapshots are removed from the `file:` store.
+        """,
+    )
+
+
+#: The rows by attribute, in order.
+TABLE: Mapping[str, Setting] = MappingProxyType({row.name: row.metadata["setting"] for row in fields(Values)})
+#: The attributes by the setting's name.
+ATTRIBUTES: Mapping[str, str] = MappingProxyType({setting.name: name for name, setting in TABLE.items()})

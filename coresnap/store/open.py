@@ -1,0 +1,16 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From the name of a store to the store."""
+
+from __future__ import annotations
+
+from coresnap.ground.errors import BadSettings
+from coresnap.store.face import Store
+from coresnap.store.file import FileStore
+
+
+def open_store(spec: str, *, max_bytes: int, max_age_usec: int) -> Store:
+    """Open the store `spec`: file:/PATH. Raises BadSettings, or Parked where it cannot be used."""
+    scheme, _colon, rest = spec.partition(":")
+    if scheme == "file" and rest.startswith("/"):
+        return FileStore(rest, max_bytes=max_bytes, max_age_usec=max_age_usec)
+    raise BadSettings(f"send.store = {spec}: no store is known by that name", hint="file:/PATH is one")

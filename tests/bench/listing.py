@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`coresnap list` of a thousand dumps, against the least that any Python program could do to read them."""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from pathlib import Path
+
+import cores
+from pairs import Figure, alternate, judge
+from programs import Unmeasurable, python, run
+from spool import REPOSITORY, Spool
+
+MEASURE = "`coresnap list` of 1,000 dumps"
+PEER = "a bare loop of os.scandir and json.load over them"
+BAR = f"≤ 3 × {PEER}"
+_DUMPS = 1000
+_LOOP = """
+import json, os, sys
+for stage in os.scandir(sys.argv[1]):
+    if stage.is_dir():
+        for dump in os.scandir(stage):
+            with open(dump.path + "/dump.json") as file:
+                json.load(file)
+"""
+
+
+def measure(work: Path, runs: int) -> list[Figure]:
+    """Return the figure. Raises Unmeasurable."""
+    if not (REPOSITORY / "coresnap/cli/__main__.py").exists():
+        raise Unmeasurable("there is no coresnap/cli/__main__.py")
+    spool = Spool.make(work / "listing")
+    _fill(spool, work)
+    command = python("-m", "coresnap.cli", "list", "--settings", str(spool.configuration))
+    loop = python("-c", _LOOP, str(spool.root))
+    os.chdir(REPOSITORY)
+    _check(command, work)
+    pairs = alternate(runs, lambda: run(command).wall_usec, lambda: run(loop).wall_usec)
+    return [judge(MEASURE, PEER, 3, pairs, pairs.detail("list", "the loop"))]
+
+
+def _fill(spool: Spool, work: Path) -> None:
+    """Have archive make one dump, and copy it to a thousand in all."""
+    core = work / "core"
+    cores.small(core)
+    with core.open("rb") as file:
+        run(spool.archive(), stdin=file.fileno())
+    first = spool.only_dump("pending")
+    document = json.loads((first / "dump.json").read_bytes())
+    names = [entry.name for entry in first.iterdir() if entry.name != "dump.json"]
+    for number in range(1, _DUMPS):
+        document["uuid"] = str(uuid.uuid4())
+        dump = spool.root / ("pending", "committed")[number % 2] / document["uuid"]
+        dump.mkdir(0o700)
+        (dump / "dump.json").write_text(json.dumps(document))
+        for name in names:
+            os.link(first / name, dump / name)
+    os.sync()
+
+
+def _check(command: list[str], work: Path) -> None:
+    """See that the list has the dumps: a fast program that lists nothing has not met its bar."""
+    with (work / "list").open("w+b") as file:
+        run(command, stdout=file.fileno())
+        lines = (work / "list").read_bytes().count(b"\n")
+    if lines < _DUMPS:
+        raise Unmeasurable(f"coresnap list printed {lines} lines for {_DUMPS} dumps")

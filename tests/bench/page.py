@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The results as lines for a terminal, and as docs/benchmarks.md with what there is to know of the machine."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from pairs import Figure
+
+_NOISY = "the peer's own runs lie more than 1.5 × apart: this machine is noisy, and so is the ratio"
+
+
+def lines(figures: Sequence[Figure]) -> list[str]:
+    """Return the results, two or three lines each."""
+    text = []
+    for figure in figures:
+        text.append(f"{figure.result:8}{figure.measure}: {figure.figure} (bar: {figure.bar})")
+        text.extend(f"        {note}" for note in _notes(figure))
+    return text
+
+
+def page(figures: Sequence[Figure], work: Path) -> str:
+    """Return docs/benchmarks.md."""
+    rows = [f"| {figure.measure} | {figure.bar} | {figure.figure} | {figure.result} |" for figure in figures]
+    details = [f"* {figure.measure}: {'; '.join(_notes(figure))}." for figure in figures if _notes(figure)]
+    return f"""<!-- SPDX-License-Identifier: Apache-2.0 -->
+<!-- Written by `make bench`, which replaces the whole page. -->
+# Benchmarks
+
+Each figure is a ratio to a peer in the same run: one warm-up of both, then pairs in turns, ours and the peer's. A figure
+is the median of the pairs' ratios, with the least and the greatest in brackets; a time is a median of milliseconds with
+the same. Times are wall time of whole processes by the monotonic clock unless something else is said, memory is wait4(2)'s.
+
+| measure | bar | figure | result |
+|---|---|---|---|
+{os.linesep.join(rows)}
+
+## In detail
+{os.linesep.join(details)}
+
+## The machine
+{os.linesep.join(f"* {fact}" for fact in _machine(work))}
+
+## How the figures are taken
+* The large core is synthetic and comes from the page cache, through a pipe that `cat` feeds; both copies are written to the
+  same file system, and each is removed and synced away before the next run. "Drained" is the moment at which the reader closed
+  the pipe, when a crashed process would be let go; what archive does afterwards (fsync, record, rename) is in its wall time.
+* First read and close are seen from outside, by inotify on a FIFO: see `tests/bench/pipe.py`.
+* What is largest in memory is never below the size of the benchmark itself, from which Linux counts.
+* systemd-coredump can only be measured where it may own core_pattern: in the virtual machines of the system tests.
+"""
+
+
+def _notes(figure: Figure) -> list[str]:
+    return [note for note in (figure.detail, _NOISY if figure.noisy else "") if note]
+
+
+def _machine(work: Path) -> list[str]:
+    memory_kib = _field(Path("/proc/meminfo"), "MemTotal").split()[0]
+    return [
+        f"{time.strftime('%Y-%m-%d', time.gmtime())}, {platform.system()} {platform.release()}, {platform.machine()}",
+        f"{len(os.sched_getaffinity(0))} × {_field(Path('/proc/cpuinfo'), 'model name')}",
+        f"{int(memory_kib) / 2**20:.0f} GB of memory, temporary files on {_file_system(work)}",
+        f"Python {platform.python_version()}",
+    ]
+
+
+def _field(path: Path, name: str) -> str:
+    """Return the first value of a field in a file of /proc, where lines are `name : value`."""
+    for line in path.read_text().splitlines():
+        key, _colon, value = line.partition(":")
+        if key.strip() == name:
+            return value.strip()
+    return "unknown"
+
+
+def _file_system(path: Path) -> str:
+    """Return the type of the file system that holds `path`: the longest mount point above it, proc_pid_mountinfo(5)."""
+    best = ("", "unknown")
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        left, _dash, right = line.partition(" - ")
+        point, kind = left.split()[4], right.split()[0]
+        if path.is_relative_to(point) and len(point) >= len(best[0]):
+            best = (point, kind)
+    return best[1]
