@@ -40,11 +40,11 @@ def run(args: argparse.Namespace) -> int:
         core_fd = dumps.open_file(dump, dumps.CORE)
     exe = args.exe or _executable(victim["exe"])
     if exe is None:
-        terminal.note(f"the executable {printable(victim['exe'] or '')} is not there: no symbols; --exe FILE names another")
+        terminal.note(f"no executable {printable(victim['exe'] or '')} is there: no symbols; --exe FILE names another")
     os.set_inheritable(core_fd, True)
     argv = _argv(debugger, exe, f"/proc/self/fd/{core_fd}", args.arguments)
     environment = {name: value for name, value in os.environ.items() if name not in ("DEBUGINFOD_URLS", "PAGER")}
-    os.execve(debugger, argv, environment)  # noqa: S606  # no shell is what is wanted
+    os.execve(debugger, argv, environment)
 
 
 def _executable(path: str | None) -> str | None:

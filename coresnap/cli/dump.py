@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Write a dump's core, or its asset or snapshot, to a file or to standard output.
 
-A core's holes stay holes in a file. The file must not exist; it is made readable for its owner alone, for a core has all
-that was in the process's memory.
+A core's holes stay holes in a file. The file must not exist; it is made readable for its owner alone, for a core has
+all that was in the process's memory.
 
 examples:
   coresnap dump 8460 -o core.vim
@@ -29,7 +29,7 @@ _BLOCK_BYTES = 1 << 20
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument("dump", metavar="UUID", help="the dump, [STAGE/]BEGINNING-OF-UUID")
-    parser.add_argument("-o", "--output", metavar="FILE", default="-", help="write to this new file; - is standard output")
+    parser.add_argument("-o", "--output", metavar="FILE", default="-", help="write to this new file; - is stdout")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--asset", dest="name", action="store_const", const=dumps.ASSETS, help="the TAR of evidence")
     what.add_argument("--snapshot", dest="name", action="store_const", const=dumps.SNAPSHOT, help="the snapshot")

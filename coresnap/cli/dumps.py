@@ -11,8 +11,6 @@ from typing import Any
 
 from coresnap.ground import durable, settings
 from coresnap.ground.errors import BadInput, Refused, TryLater
-from coresnap.ground.settings import kinds
-from coresnap.ground.settings.read import read_file
 from coresnap.spool import record, stages
 from coresnap.spool.record import Record
 from coresnap.spool.stages import Dump, Spool
@@ -26,19 +24,8 @@ _CANDIDATES_MOST = 8
 
 
 def dump_root(path: str | None) -> str:
-    """Return dump.root of the configuration in force, or of the file `path`.
-
-    It is all of the configuration that looking at dumps needs, so the rest is neither read nor checked: that costs more
-    than the look, and a mistake elsewhere in it is no reason not to show a dump. Raises BadSettings.
-    """
-    root: str = settings.Settings.dump_root
-    for name in settings.files(path):
-        for line in read_file(name):
-            if line.key == "dump.root":
-                if not re.fullmatch(kinds.PATH.pattern, line.value):
-                    raise line.error(f"{kinds.PATH.allowed} expected")
-                root = line.value
-    return root
+    """Return dump.root of the configuration in force, or of the file `path`. Raises BadSettings."""
+    return settings.load(path).dump_root
 
 
 def open_spool(root: str) -> Spool:
@@ -112,7 +99,7 @@ def look(spool: Spool, stage: str, uuid: str) -> Entry | None:
 def look_all(spool: Spool, names: Sequence[str] = LISTED) -> list[Entry]:
     """Read all dumps of these stages, oldest first. One that moves meanwhile is looked up again, once."""
     found: dict[str, Entry] = {}
-    for stage, uuid in [(stage, uuid) for stage in names for uuid in spool.uuids(stage)]:
+    for stage, uuid in [(name, uuid) for name in names for uuid in spool.uuids(name)]:
         entry = look(spool, stage, uuid) or next(filter(None, (look(spool, other, uuid) for other in names)), None)
         if entry:
             found[uuid] = entry
@@ -130,9 +117,12 @@ def resolve(spool: Spool, text: str) -> tuple[str, str]:
             f"{text} is not the beginning of a UUID",
             hint=f"give at least {_PREFIX_LEAST} of its characters, as `coresnap list` prints them",
         )
-    found = {uuid: name for name in ((stage,) if slash else LISTED) for uuid in spool.uuids(name) if uuid.startswith(beginning)}
+    among = (stage,) if slash else LISTED
+    found = {uuid: name for name in among for uuid in spool.uuids(name) if uuid.startswith(beginning)}
     if not found:
-        raise Refused(f"no dump {text}", hint=f"`coresnap list` shows what is there, `coresnap why {beginning}` what was")
+        raise Refused(
+            f"no dump {text}", hint=f"`coresnap list` has what is there, `coresnap why {beginning}` what was not kept"
+        )
     if len(found) > 1:
         some = [f"{name}/{uuid}" for uuid, name in sorted(found.items())[:_CANDIDATES_MOST]]
         more = ["…"] if len(found) > len(some) else []

@@ -7,7 +7,8 @@ examples:
   coresnap import core.4711
   coresnap import --exe /usr/bin/vim.basic /var/tmp/core*
 
-Exit status 65: a file is no core, or is cut within its notes; 75: there is no room for it. The others are taken all the same.
+Exit status 65: a file is no core, or is cut within its notes; 75: there is no room for it. The others are taken all the
+same.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from coresnap.cli.terminal import Progress
 from coresnap.ground import settings
 from coresnap.ground.errors import BadInput, CoresnapError, Refused
 from coresnap.ground.flat import ArchiveSettings
+from coresnap.ground.settings import Settings
+from coresnap.ground.settings.table import TABLE
 
 _TRY_LATER = ("quota", "disk-full", "write-error")
 
@@ -32,17 +35,18 @@ _TRY_LATER = ("quota", "disk-full", "write-error")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument("file", nargs="+", metavar="FILE", help="an ELF core")
-    parser.add_argument("--exe", metavar="PATH", help="the executable that crashed: a core itself has no whole path of it")
+    parser.add_argument("--exe", metavar="PATH", help="the executable that crashed; a core does not tell")
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
     loaded = settings.load(args.settings)
     dumps.open_spool(loaded.dump_root).close()  # refuses here, once, and not for each file
+    archive_settings = _archive_settings(loaded)
     worst = 0
     for path in args.file:
         try:
-            outcome = _import(path, args.exe, settings.archive_settings(loaded))
+            outcome = _import(path, args.exe, archive_settings)
         except CoresnapError as error:
             terminal.note(error.line())
             worst = max(worst, error.exit_status)
@@ -50,11 +54,22 @@ def run(args: argparse.Namespace) -> int:
         if outcome.kept:
             print(outcome.uuid)
             if outcome.truncated:
-                terminal.note(f"{path}: the core is not whole: {words.TRUNCATED.get(outcome.truncated, outcome.truncated)}")
+                why = words.TRUNCATED.get(outcome.truncated, outcome.truncated)
+                terminal.note(f"{path}: the core is not whole: {why}")
         else:
             terminal.note(f"{path}: not kept: {outcome.reason}: {outcome.detail}")
             worst = max(worst, _exit_status(outcome))
     return worst
+
+
+def _archive_settings(loaded: Settings) -> ArchiveSettings:
+    """Return of the settings what archive would find compiled."""
+    result = ArchiveSettings()
+    for name, setting in TABLE.items():
+        if setting.archive:
+            setattr(result, setting.archive, getattr(loaded, name))
+    _mode, result.uid, result.gid = loaded.dump_owner()
+    return result
 
 
 def _import(path: str, exe: str | None, archive_settings: ArchiveSettings) -> Outcome:

@@ -117,7 +117,7 @@ def _kept(document: Record) -> list[tuple[str, str]]:
         ("Truncated", f"{why}whole it has {human_bytes(truncated['expected_bytes'])}" if truncated else ""),
         ("Asset", human_bytes(assets["size_bytes"]) if assets["size_bytes"] else "none"),
         ("Missing in it", missing),
-        ("Snapshot", f"{human_bytes(snapshot['size_bytes'])}, SHA-256 {printable(snapshot['sha256'])}" if snapshot else "none"),
+        ("Snapshot", human_bytes(snapshot["size_bytes"]) if snapshot else "none"),
     ]
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """List the dumps, oldest first.
 
-Each line has the dump's stage and the beginning of its UUID; which of core (c), snapshot (s) and asset (a) there are; the
-executable; the time of the crash; what it takes on the disk. The last line counts dumps and bytes by stage:
+Each line has the dump's stage and the beginning of its UUID; which of core (c), snapshot (s) and asset (a) there are;
+the executable; the time of the crash; what it takes on the disk. The last line counts dumps and bytes by stage:
 
     pending/84605573-9de... c-a vim.basic Fri Apr 14 22:49:40 2017 3.12mB
     [pending]/1O/3.12mB
@@ -35,11 +35,11 @@ _FLAGS = ((dumps.CORE, "c"), (dumps.SNAPSHOT, "s"), (dumps.ASSETS, "a"))
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument("stage", nargs="*", help=f"only these stages: {', '.join(stages.STAGES)}")
-    parser.add_argument("--exe", metavar="NAME", help="only of this executable: its name, its path, or a pattern of either")
+    parser.add_argument("--exe", metavar="NAME", help="only of this executable: name, path, or a pattern of either")
     parser.add_argument("--pid", type=int, help="only of this process")
     parser.add_argument("--uid", type=words.user_number, metavar="USER", help="only of this user, by name or number")
     parser.add_argument("--signal", type=words.signal_number, help="only of this signal: 11, SEGV or SIGSEGV")
-    parser.add_argument("--since", type=words.moment, metavar="TIME", help="only from then on: 2026-04-14, today, `2h ago`")
+    parser.add_argument("--since", type=words.moment, metavar="TIME", help="from then on: 2026-04-14, today, `2h ago`")
     parser.add_argument("--until", type=words.moment, metavar="TIME", help="only up to then")
     parser.add_argument("-n", type=int, metavar="N", dest="most", help="only the latest N")
     parser.add_argument("-1", action="store_const", const=1, dest="most", help="only the latest one")

@@ -38,7 +38,8 @@ def run(args: argparse.Namespace) -> int:
     loaded = settings.load(args.settings)
     worst = 0
     with dumps.open_spool(loaded.dump_root) as spool:
-        named = [f"{stages.FAILED}/{uuid}" for uuid in sorted(spool.uuids(stages.FAILED))] if args.all_failed else args.dump
+        failed = [f"{stages.FAILED}/{uuid}" for uuid in sorted(spool.uuids(stages.FAILED))]
+        named = failed if args.all_failed else args.dump
         if not named:
             terminal.note("nothing has failed")
         for text in named:
@@ -54,7 +55,7 @@ def _retry(spool: Spool, text: str, loaded: Settings) -> None:
     with dumps.take(spool, text) as dump:
         before = dump.stage
         if before == stages.COMMITTED:
-            raise Refused(f"{before}/{dump.uuid} has been delivered", hint=f"`coresnap info {dump.uuid[:8]}` has its receipt")
+            raise Refused(f"{before}/{dump.uuid} is delivered", hint=f"`coresnap info {dump.uuid[:8]}` has its receipt")
         _renew(spool, dump, loaded)
     # Its owner looks again at a dump that is touched, and finds it unlocked.
     try:

@@ -52,5 +52,6 @@ def _confirmed(spool: Spool, found: list[tuple[str, str]]) -> bool:
         victim = entry.record["victim"] if entry and entry.record else {}
         undelivered = "" if stage in _DELIVERED else ", NOT delivered"
         print(f"  {stage}/{uuid} {words.name(victim)}{undelivered}", file=sys.stderr)
-    print(f"Remove {'this dump' if len(found) == 1 else f'these {len(found)} dumps'}? [y/N] ", end="", file=sys.stderr, flush=True)
+    what = "this dump" if len(found) == 1 else f"these {len(found)} dumps"
+    print(f"Remove {what}? [y/N] ", end="", file=sys.stderr, flush=True)
     return sys.stdin.readline().strip().lower() in ("y", "yes")

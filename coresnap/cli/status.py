@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tell how coresnap stands: what the stages hold, how much room is left, what was not kept, who gets the kernel's cores.
+"""Tell how coresnap stands: the stages, the room that is left, what was not kept, who gets the kernel's cores.
 
 --json prints one object: root, stages (dumps, disk_bytes, oldest_usec of each), free_bytes, total_bytes, keep_bytes
 (what dump.quota keeps free), ceiling_bytes, ledger (entries, last), foreign, core_pattern, core_pattern_is_ours.
@@ -88,7 +88,8 @@ def _print(known: dict[str, Any], loaded: Settings) -> None:
         oldest = f", the oldest {words.ago(held['oldest_usec'])}" if held["dumps"] else ""
         rows.append((stage, f"{held['dumps']} dumps, {human_bytes(held['disk_bytes'])}{oldest}"))
     free_bytes, keep_bytes = known["free_bytes"], known["keep_bytes"]
-    room = f"{human_bytes(free_bytes)} free, {human_bytes(keep_bytes)} have to stay so (dump.quota {loaded.dump_quota_percent}%)"
+    quota = f"dump.quota {loaded.dump_quota_percent}%"
+    room = f"{human_bytes(free_bytes)} free, {human_bytes(keep_bytes)} have to stay so ({quota})"
     if free_bytes <= keep_bytes:
         room += terminal.paint(": NO CORE IS KEPT", terminal.RED)
     rows.append(("room", room))

@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Callable
 from types import FrameType
+from typing import Self
 
 from coresnap.ground.text import human_bytes
 
@@ -48,7 +49,7 @@ class Progress:
         self._shown = False
         self._former: signal.Handlers | Callable[[int, FrameType | None], object] | int | None = None
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> Self:
         if sys.stderr.isatty():
             self._former = signal.signal(signal.SIGALRM, self._show)
             signal.setitimer(signal.ITIMER_REAL, _AFTER_SECONDS, _EVERY_SECONDS)

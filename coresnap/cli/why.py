@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where is my core? Tell of a process, a dump or a program what became of its cores, newest first, and what to do.
 
-Looked through are the stages and the ledger, which has a record of every core that was not kept. Without an argument: the
-latest crashes of all.
+Looked through are the stages and the ledger, which has a record of every core that was not kept. Without an argument:
+the latest crashes of all.
 
 examples:
   coresnap why 4711          of the process with this number
@@ -22,8 +22,9 @@ from coresnap.cli import dumps, kernel, terminal, words
 from coresnap.cli.dumps import Entry
 from coresnap.ground import durable
 from coresnap.ground.errors import Refused
-from coresnap.ground.text import human_duration, printable
+from coresnap.ground.text import printable
 from coresnap.spool import ledger, stages
+from coresnap.spool.stages import Dump
 
 _MOST = 10
 _STAGES = {
@@ -34,12 +35,12 @@ _STAGES = {
     stages.FAILED: "its core is kept, but it has been given up on",
 }
 _REMEDIES = {
-    "quota": "free some space or `coresnap rm` dumps, or change dump.quota or dump.ceiling; `coresnap status` has the figures",
+    "quota": "free some space, `coresnap rm` dumps, or change dump.quota or dump.ceiling; see `coresnap status`",
     "disk-full": "free some space, or raise dump.quota so that captures stop before the disk is full",
     "write-error": "look at the disk: `journalctl -k`",
     "empty": "was archive started by something else than the kernel? else `journalctl -k` says why the kernel gave up",
     "not-a-core": "give archive, or `coresnap import`, the core itself, unpacked",
-    "cut-short": "a kernel's core ends early when its process is killed meanwhile; a file's when its copy was not finished",
+    "cut-short": "a kernel's core ends early when its process is killed meanwhile; a file when its copy did",
     "interrupted": "archive was killed: `journalctl` says by whom; a lack of memory does it",
     "no-spool": "mount its file system, or `coresnapd --prepare` the spool",
     "internal": "this is a mistake in coresnap: report it with this line",
@@ -49,7 +50,7 @@ _REMEDIES = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument("what", nargs="?", metavar="PID|UUID|NAME", help="a process, a dump, or a program")
-    parser.add_argument("-n", type=int, default=_MOST, metavar="N", dest="most", help=f"at most N of them; {_MOST} unless told")
+    parser.add_argument("-n", type=int, default=_MOST, metavar="N", dest="most", help=f"at most N; {_MOST} unless told")
     parser.add_argument("--json", action="store_true", help="print JSON: dumps as list does, and lines of the ledger")
 
 
@@ -64,13 +65,17 @@ def run(args: argparse.Namespace) -> int:
     if not latest:
         raise Refused(f"nothing is known of {args.what or 'any crash'}", hint=kernel.cores_go_where())
     if args.json:
-        print(json.dumps([{"kept": True, **one.as_json()} if isinstance(one, Entry) else {"kept": False, **one} for _, one in latest], indent=1))
+        print(json.dumps([_as_json(one) for _time_usec, one in latest], indent=1))
         return 0
     for _time_usec, one in latest:
         _tell_kept(one) if isinstance(one, Entry) else _tell_lost(one)
     if len(known) > len(latest):
         terminal.note(f"{len(known) - len(latest)} earlier ones are not shown: -n {len(known)} shows them")
     return 0
+
+
+def _as_json(one: Entry | dict[str, Any]) -> dict[str, Any]:
+    return {"kept": True, **one.as_json()} if isinstance(one, Entry) else {"kept": False, **one}
 
 
 def _search(root: str, what: str | None) -> tuple[list[Entry], list[dict[str, Any]]]:
@@ -88,7 +93,7 @@ def _search(root: str, what: str | None) -> tuple[list[Entry], list[dict[str, An
     except OSError:
         pass  # it is only there once the spool was not
     else:
-        with dumps.Dump("", "", fallback_fd):
+        with Dump("", "", fallback_fd):
             losses += ledger.read(fallback_fd)
     return entries, [loss for loss in losses if _matches(loss, str(loss.get("uuid", "")), what)]
 
@@ -136,14 +141,7 @@ def _to_do(entry: Entry) -> str:
         return f"`coresnap info {beginning}` has its receipt, `coresnap debug {beginning}` opens the core"
     if entry.stage == stages.FAILED or (entry.record and entry.record["next_try_usec"] is not None):
         return f"`coresnap retry {beginning}` tries again now, `coresnap debug {beginning}` opens the core"
-    waited = human_duration(max(0, _now_usec() - entry.time_usec))
-    return f"nothing, if coresnapd runs; it is {waited} old. `coresnap debug {beginning}` opens the core"
-
-
-def _now_usec() -> int:
-    import time
-
-    return time.time_ns() // 1000
+    return f"nothing, as long as coresnapd runs; `coresnap debug {beginning}` opens the core"
 
 
 def _tell_lost(loss: dict[str, Any]) -> None:
@@ -159,10 +157,7 @@ def _tell_lost(loss: dict[str, Any]) -> None:
 
 def _who(victim: dict[str, Any]) -> str:
     """Return the crashed process in words; a line of the ledger may have any type behind any key."""
-    known = []
-    for key in ("pid", "uid"):
-        if isinstance(victim.get(key), int):
-            known.append(f"{key} {victim[key]}")
+    known = [f"{key} {victim[key]}" for key in ("pid", "uid") if isinstance(victim.get(key), int)]
     number = victim.get("signal")
     if isinstance(number, int):
         known.append(words.signal_name(number))

@@ -92,19 +92,19 @@ def user_number(text: str) -> int:
 
 
 def moment(text: str) -> int:
-    """Read a moment, local time, as microseconds since 1970: 2026-04-14, `2026-04-14 22:49`, today, yesterday, now, 2h ago.
+    """Read a moment, in local time, as microseconds since 1970: 2026-04-14, `2026-04-14 22:49`, today, now, 2h ago.
 
     For argparse.
     """
-    import datetime
+    import datetime as dt
 
-    now = datetime.datetime.now()  # noqa: DTZ005  # a person at a terminal means local time
+    now = dt.datetime.now()  # noqa: DTZ005  # a person at a terminal means local time
     midnight = now.replace(hour=0, minute=0, second=0, microsecond=0)
     if span := _SPAN.fullmatch(text):
         return time.time_ns() // 1000 - int(span[1]) * _UNITS_USEC[span[2]]
-    named = {"now": now, "today": midnight, "yesterday": midnight - datetime.timedelta(days=1)}
+    named = {"now": now, "today": midnight, "yesterday": midnight - dt.timedelta(days=1)}
     try:
-        found = named.get(text) or datetime.datetime.fromisoformat(text)
+        found = named.get(text) or dt.datetime.fromisoformat(text)
         return int(found.timestamp() * 1e6)
     except (ValueError, OverflowError) as error:
         raise argparse.ArgumentTypeError(

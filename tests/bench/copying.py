@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A large core through a pipe: archive against `cat > file`, until the pipe is drained; its memory; its blocks on disk."""
+"""A large core through a pipe: archive against `cat > file`, until the pipe is drained; its memory and blocks on disk."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import cores
-from pairs import Figure, Pairs, Spread, alternate, judge, verdict
-from pipe import WatchedPipe
-from programs import Program, Unmeasurable, Usage, start
-from spool import Spool
-from watch import IN_CLOSE_NOWRITE
+from tests.bench import cores
+from tests.bench.pairs import Figure, Pairs, Spread, alternate, judge, verdict
+from tests.bench.pipe import WatchedPipe
+from tests.bench.programs import Program, Unmeasurable, Usage, start
+from tests.bench.spool import Spool
+from tests.bench.watch import IN_CLOSE_NOWRITE
 
 MEASURE = "archive, 1.2 GB core with 44% non-zero pages, until the pipe is drained"
 BAR = "≤ 1.2 × `cat > file`"

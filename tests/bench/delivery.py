@@ -11,11 +11,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import cores
-from pairs import Figure, alternate, judge
-from programs import Unmeasurable, python, run, start
-from spool import REPOSITORY, STAGES, Spool
-from watch import IN_CREATE, IN_MOVED_TO, Watch
+from tests.bench import cores
+from tests.bench.pairs import Figure, alternate, judge
+from tests.bench.programs import Unmeasurable, python, run, start
+from tests.bench.spool import REPOSITORY, STAGES, Spool
+from tests.bench.watch import IN_CREATE, IN_MOVED_TO, Watch
 
 MEASURE = "start of archive to receipt.json under `coresnapd -f`"
 PEER = "(archive + coresnap-snapshot by hand on the same core)"

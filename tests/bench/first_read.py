@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long a crashed process waits for archive's first read: with its evidence taken, against an interpreter that only starts."""
+"""How long a crashed process waits for archive's first read, its evidence taken: against an interpreter's bare start."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import cores
-from pairs import Figure, alternate, judge
-from pipe import WatchedPipe
-from programs import Unmeasurable, python, run, start
-from spool import Spool
-from watch import IN_ACCESS
+from tests.bench import cores
+from tests.bench.pairs import Figure, alternate, judge
+from tests.bench.pipe import WatchedPipe
+from tests.bench.programs import Unmeasurable, python, run, start
+from tests.bench.spool import Spool
+from tests.bench.watch import IN_ACCESS
 
 MEASURE = "start of archive to its first byte read, one thread, 100 maps"
 PEER = "`python3 -IS -c pass`"

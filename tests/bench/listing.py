@@ -8,10 +8,10 @@ import os
 import uuid
 from pathlib import Path
 
-import cores
-from pairs import Figure, alternate, judge
-from programs import Unmeasurable, python, run
-from spool import REPOSITORY, Spool
+from tests.bench import cores
+from tests.bench.pairs import Figure, alternate, judge
+from tests.bench.programs import Unmeasurable, python, run
+from tests.bench.spool import REPOSITORY, Spool
 
 MEASURE = "`coresnap list` of 1,000 dumps"
 PEER = "a bare loop of os.scandir and json.load over them"

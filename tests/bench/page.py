@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from pairs import Figure
+from tests.bench.pairs import Figure
 
 _NOISY = "the peer's own runs lie more than 1.5 × apart: this machine is noisy, and so is the ratio"
 

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from programs import Unmeasurable
+from tests.bench.programs import Unmeasurable
 
 #: The slowest run of a peer may take this many times its fastest before the machine is called noisy.
 _NOISY = 1.5

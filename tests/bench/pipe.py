@@ -13,8 +13,8 @@ import os
 from pathlib import Path
 from typing import Self
 
-from programs import Program, start
-from watch import IN_ONESHOT, Watch
+from tests.bench.programs import Program, start
+from tests.bench.watch import IN_ONESHOT, Watch
 
 
 class WatchedPipe:
@@ -40,7 +40,7 @@ class WatchedPipe:
         self._path.unlink()
 
     def feed(self, source: Path) -> Program:
-        """Start `cat source` into the pipe; what does not fit waits there, as the kernel does with a core."""
+        """Start `cat source` into the pipe; it waits there with what does not fit, as the kernel does with a core."""
         feeder = start(["/bin/cat", str(source)], stdout=self._write_fd)
         os.close(self._write_fd)
         self._write_fd = -1

@@ -22,13 +22,11 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-import copying
-import delivery
-import first_read
-import listing
-import page
-from pairs import Figure, attempt
-from spool import REPOSITORY
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from tests.bench import copying, delivery, first_read, listing, page
+from tests.bench.pairs import Figure, attempt
+from tests.bench.spool import REPOSITORY
 
 #: Each measure's name, its title and bar for where it cannot be taken, itself, and how often it is to be repeated.
 _MEASURES: dict[str, tuple[str, str, Callable[[Path, int], list[Figure]], int]] = {

@@ -9,7 +9,7 @@ import pwd
 from dataclasses import dataclass
 from pathlib import Path
 
-from programs import Unmeasurable, python, run
+from tests.bench.programs import Unmeasurable, python, run
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 STAGES = ("staging", "pending", "sending", "committed", "failed")

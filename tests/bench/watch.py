@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Self
 
-from programs import Unmeasurable
+from tests.bench.programs import Unmeasurable
 
 IN_ACCESS, IN_CLOSE_NOWRITE, IN_MOVED_TO, IN_CREATE, IN_ONESHOT = 0x1, 0x10, 0x80, 0x100, 0x80000000
 _LIMIT_SEC = 60

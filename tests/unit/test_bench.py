@@ -3,18 +3,15 @@
 
 import signal
 import socket
-import sys
 from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bench"))
-
-import cores  # noqa: E402  # the path is set first
-from pairs import Figure, Pairs, alternate, attempt, judge  # noqa: E402
-from pipe import WatchedPipe  # noqa: E402
-from programs import Unmeasurable, python, run, start  # noqa: E402
-from watch import IN_ACCESS, IN_CLOSE_NOWRITE  # noqa: E402
+from tests.bench import cores
+from tests.bench.pairs import Figure, Pairs, alternate, attempt, judge
+from tests.bench.pipe import WatchedPipe
+from tests.bench.programs import Unmeasurable, python, run, start
+from tests.bench.watch import IN_ACCESS, IN_CLOSE_NOWRITE
 
 #: Acts on its standard input just after it has told the time, then waits for leave to go on.
 _READER = """
@@ -68,7 +65,7 @@ def test_a_measure_that_cannot_be_taken_is_not_met() -> None:
 
 
 def test_a_program_that_fails_says_why() -> None:
-    with pytest.raises(Unmeasurable, match="exit status 3 .*: the reason$"):
+    with pytest.raises(Unmeasurable, match=r"exit status 3 .*: the reason$"):
         run(python("-c", "import sys; print('the reason', file=sys.stderr); sys.exit(3)"))
 
 
