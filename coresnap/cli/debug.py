@@ -12,14 +12,17 @@ examples:
 
 from __future__ import annotations
 
-import argparse
 import os
 import shutil
 import stat
+from typing import TYPE_CHECKING
 
 from coresnap.cli import dumps, terminal
 from coresnap.ground.errors import Refused
 from coresnap.ground.text import printable
+
+if TYPE_CHECKING:
+    import argparse
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -12,16 +12,19 @@ examples:
 
 from __future__ import annotations
 
-import argparse
 import errno
 import os
 import stat
 import sys
+from typing import TYPE_CHECKING
 
 from coresnap.cli import dumps
 from coresnap.cli.terminal import Progress
 from coresnap.ground import durable
 from coresnap.ground.errors import Refused, TryLater
+
+if TYPE_CHECKING:
+    import argparse
 
 _BLOCK_BYTES = 1 << 20
 

@@ -5,15 +5,18 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from coresnap.ground import durable, settings
 from coresnap.ground.errors import BadInput, Refused, TryLater
 from coresnap.spool import record, stages
-from coresnap.spool.record import Record
 from coresnap.spool.stages import Dump, Spool
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from coresnap.spool.record import Record
 
 #: The stages of finished dumps, the way that a dump goes: one that moves on while they are read is not missed.
 LISTED = (stages.PENDING, stages.SENDING, stages.COMMITTED, stages.FAILED)

@@ -13,21 +13,25 @@ same.
 
 from __future__ import annotations
 
-import argparse
 import os
 import stat
 import time
+from typing import TYPE_CHECKING
 
 from coresnap.capture.capture import Capture
 from coresnap.capture.finish import Outcome, finish
 from coresnap.capture.victim import Victim
 from coresnap.cli import dumps, terminal, words
 from coresnap.cli.terminal import Progress
-from coresnap.ground import settings
-from coresnap.ground.errors import BadInput, CoresnapError, Refused
+from coresnap.ground import elf, settings
+from coresnap.ground.errors import BadInput, CoresnapError
 from coresnap.ground.flat import ArchiveSettings
-from coresnap.ground.settings import Settings
 from coresnap.ground.settings.table import TABLE
+
+if TYPE_CHECKING:
+    import argparse
+
+    from coresnap.ground.settings import Settings
 
 _TRY_LATER = ("quota", "disk-full", "write-error")
 
@@ -76,11 +80,12 @@ def _import(path: str, exe: str | None, archive_settings: ArchiveSettings) -> Ou
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
-        raise Refused(f"{path}: {error.strerror}") from error
+        raise BadInput(f"{path}: {error.strerror}") from error
     try:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
             raise BadInput(f"{path} is not a regular file", hint="`archive < FILE` reads from anything")
+        _check(fd, path, status.st_size)
         victim = Victim()
         victim.time = int(status.st_mtime)
         victim.exe = os.path.abspath(exe) if exe else None
@@ -90,6 +95,16 @@ def _import(path: str, exe: str | None, archive_settings: ArchiveSettings) -> Ou
             return finish(capture)
     finally:
         os.close(fd)
+
+
+def _check(fd: int, path: str, size_bytes: int) -> None:
+    """Raise BadInput where the file is no core that can be kept: a loss would go on record, and here none is lost."""
+    try:
+        header = elf.read_core(lambda count, offset: os.pread(fd, count, offset))
+    except BadInput as error:
+        raise BadInput(f"{path}: {error}") from error
+    if not 0 < header.notes_end <= size_bytes:
+        raise BadInput(f"{path}: core: cut at {size_bytes} bytes, within its notes, which end at {header.notes_end}")
 
 
 def _exit_status(outcome: Outcome) -> int:

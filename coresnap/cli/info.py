@@ -10,24 +10,28 @@ examples:
 
 from __future__ import annotations
 
-import argparse
 import grp
 import json
 import os
 import pwd
 import signal
-from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from coresnap.cli import dumps, terminal, words
 from coresnap.ground import durable
 from coresnap.ground.errors import BadInput
 from coresnap.ground.text import human_bytes, human_duration, printable
-from coresnap.spool.record import Record
-from coresnap.spool.stages import Dump
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable
+
+    from coresnap.spool.record import Record
+    from coresnap.spool.stages import Dump
 
 _RECEIPT_MAX_BYTES = 64 << 10
 _SNAPSHOT_MAX_BYTES = 16 << 20
+_MISSING_MOST = 6
 _TRANSPORTS = {
     "pipe": "handed over by the kernel",
     "hand": "given to archive by hand",
@@ -100,9 +104,11 @@ def _known(number: int | None, look_up: Callable[[int], str]) -> str:
 def _signal(number: int | None) -> str:
     if number is None:
         return ""
+    if number == 0:
+        return "none: the core is of a living process"
     try:
         words_for_it = signal.strsignal(number) or ""
-    except ValueError:
+    except (ValueError, OverflowError):
         words_for_it = ""
     return f"{number}, {words.signal_name(number)}" + (f": {words_for_it}" if words_for_it else "")
 
@@ -110,13 +116,15 @@ def _signal(number: int | None) -> str:
 def _kept(document: Record) -> list[tuple[str, str]]:
     core, assets, snapshot = document["core"], document["assets"], document["snapshot"]
     truncated = core["truncated"]
-    missing = ", ".join(printable(name, 100) for name in assets["missing"])
+    missing = [printable(name, 100) for name in assets["missing"]]
+    if len(missing) > _MISSING_MOST:
+        missing[_MISSING_MOST:] = [f"{len(missing) - _MISSING_MOST} more"]
     why = f"{words.TRUNCATED.get(truncated['reason'], printable(truncated['reason']))}; " if truncated else ""
     return [
         ("Core", f"{human_bytes(core['size_bytes'])}, {core['class']} bit, {human_bytes(core['disk_bytes'])} on disk"),
         ("Truncated", f"{why}whole it has {human_bytes(truncated['expected_bytes'])}" if truncated else ""),
         ("Asset", human_bytes(assets["size_bytes"]) if assets["size_bytes"] else "none"),
-        ("Missing in it", missing),
+        ("Missing in it", ", ".join(missing)),
         ("Snapshot", human_bytes(snapshot["size_bytes"]) if snapshot else "none"),
     ]
 

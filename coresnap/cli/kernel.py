@@ -17,10 +17,15 @@ def core_pattern() -> tuple[str, bool]:
             pattern = file.read(4096).removesuffix("\n")
     except OSError:
         return "", False
-    words = pattern.removeprefix("|").split()
-    helper = words[0] if pattern.startswith("|") and words else ""
-    ours = os.path.basename(helper) in ("archive", "archive.py") and "coresnap" in helper
-    return pattern, ours or (pattern.startswith("@") and "coresnap" in pattern)
+    return pattern, is_ours(pattern)
+
+
+def is_ours(pattern: str) -> bool:
+    """Say whether this core_pattern gives the cores to coresnap: to its helper or to its socket."""
+    if pattern.startswith("@"):
+        return "coresnap" in pattern
+    helper = pattern[1:].split()[:1] if pattern.startswith("|") else []
+    return any("coresnap" in path and os.path.basename(path) in ("archive", "archive.py") for path in helper)
 
 
 def cores_go_where() -> str:

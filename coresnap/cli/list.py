@@ -20,14 +20,18 @@ examples:
 
 from __future__ import annotations
 
-import argparse
 import json
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from coresnap.cli import dumps, terminal, words
-from coresnap.cli.dumps import Entry
 from coresnap.ground.text import human_bytes
 from coresnap.spool import stages
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Sequence
+
+    from coresnap.cli.dumps import Entry
 
 _FLAGS = ((dumps.CORE, "c"), (dumps.SNAPSHOT, "s"), (dumps.ASSETS, "a"))
 

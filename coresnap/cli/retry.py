@@ -13,15 +13,19 @@ Exit status 75: a worker is at it just now.
 
 from __future__ import annotations
 
-import argparse
 import os
+from typing import TYPE_CHECKING
 
 from coresnap.cli import dumps, terminal
 from coresnap.ground import durable, settings
 from coresnap.ground.errors import CoresnapError, Refused
-from coresnap.ground.settings import Settings
 from coresnap.spool import record, stages
-from coresnap.spool.stages import Dump, Spool
+
+if TYPE_CHECKING:
+    import argparse
+
+    from coresnap.ground.settings import Settings
+    from coresnap.spool.stages import Dump, Spool
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

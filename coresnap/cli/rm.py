@@ -10,14 +10,18 @@ examples:
 
 from __future__ import annotations
 
-import argparse
 import sys
+from typing import TYPE_CHECKING
 
 from coresnap.cli import dumps, terminal, words
 from coresnap.ground.errors import CoresnapError
 from coresnap.ground.text import human_bytes
 from coresnap.spool import retention, stages
-from coresnap.spool.stages import Spool
+
+if TYPE_CHECKING:
+    import argparse
+
+    from coresnap.spool.stages import Spool
 
 _DELIVERED = (stages.COMMITTED,)
 

@@ -11,17 +11,20 @@ examples:
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from coresnap.cli import dumps, kernel, terminal, words
 from coresnap.ground import settings
-from coresnap.ground.settings import Settings
 from coresnap.ground.text import human_bytes, printable
 from coresnap.spool import ledger, stages
-from coresnap.spool.stages import Spool
+
+if TYPE_CHECKING:
+    import argparse
+
+    from coresnap.ground.settings import Settings
+    from coresnap.spool.stages import Spool
 
 _FOREIGN_MOST = 100
 
@@ -83,22 +86,38 @@ def _disk_bytes(spool: Spool, entry: dumps.Entry) -> int:
 
 
 def _print(known: dict[str, Any], loaded: Settings) -> None:
-    rows = []
-    for stage, held in known["stages"].items():
-        oldest = f", the oldest {words.ago(held['oldest_usec'])}" if held["dumps"] else ""
-        rows.append((stage, f"{held['dumps']} dumps, {human_bytes(held['disk_bytes'])}{oldest}"))
-    free_bytes, keep_bytes = known["free_bytes"], known["keep_bytes"]
-    quota = f"dump.quota {loaded.dump_quota_percent}%"
-    room = f"{human_bytes(free_bytes)} free, {human_bytes(keep_bytes)} have to stay so ({quota})"
-    if free_bytes <= keep_bytes:
-        room += terminal.paint(": NO CORE IS KEPT", terminal.RED)
-    rows.append(("room", room))
-    if known["ceiling_bytes"]:
-        rows.append(("ceiling", f"{human_bytes(known['ceiling_bytes'])} (dump.ceiling)"))
-    last = known["ledger"]["last"]
-    lost = f"; the last {words.ago(last['time_usec'])}: {words.name(last)}, {printable(last['reason'])}" if last else ""
-    rows.append(("not kept", f"{known['ledger']['entries']} on record{lost}" + (": `coresnap why`" if last else "")))
-    rows.append(("foreign", ", ".join(printable(name, 100) for name in known["foreign"])))
+    foreign = ", ".join(printable(name, 100) for name in known["foreign"])
     ours = "coresnap's" if known["core_pattern_is_ours"] else "NOT coresnap's: the kernel's cores go elsewhere"
-    rows.append(("core_pattern", f"`{printable(known['core_pattern'], 200)}`, {ours}"))
-    terminal.fields([("spool", known["root"]), *rows])
+    terminal.fields(
+        [
+            ("spool", known["root"]),
+            *((stage, _held(held)) for stage, held in known["stages"].items()),
+            ("room", _room(known, loaded)),
+            ("ceiling", f"{human_bytes(known['ceiling_bytes'])} (dump.ceiling)" if known["ceiling_bytes"] else ""),
+            ("not kept", _lost(known["ledger"])),
+            ("foreign", foreign),
+            ("core_pattern", f"`{printable(known['core_pattern'], 200)}`, {ours}"),
+        ]
+    )
+
+
+def _held(held: dict[str, Any]) -> str:
+    if not held["dumps"]:
+        return "empty"
+    count = "1 dump" if held["dumps"] == 1 else f"{held['dumps']} dumps"
+    return f"{count}, {human_bytes(held['disk_bytes'])}, the oldest {words.ago(held['oldest_usec'])}"
+
+
+def _room(known: dict[str, Any], loaded: Settings) -> str:
+    free_bytes, keep_bytes = known["free_bytes"], known["keep_bytes"]
+    quota = f"{human_bytes(keep_bytes)} have to stay so (dump.quota {loaded.dump_quota_percent}%)"
+    warning = terminal.paint(": NO CORE IS KEPT", terminal.RED) if free_bytes <= keep_bytes else ""
+    return f"{human_bytes(free_bytes)} free, {quota}{warning}"
+
+
+def _lost(known: dict[str, Any]) -> str:
+    last = known["last"]
+    if last is None:
+        return "nothing on record"
+    what = f"{words.name(last)}, {printable(last['reason'])}"
+    return f"{known['entries']} on record; the last {words.ago(last['time_usec'])}: {what}: `coresnap why`"

@@ -6,11 +6,13 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable
-from types import FrameType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from coresnap.ground.text import human_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import FrameType
 
 _AFTER_SECONDS, _EVERY_SECONDS = 1.0, 0.5
 RED = "31"

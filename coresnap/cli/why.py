@@ -14,9 +14,8 @@ Exit status 69: nothing is known of it; the line then says whether cores come to
 
 from __future__ import annotations
 
-import argparse
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from coresnap.cli import dumps, kernel, terminal, words
 from coresnap.cli.dumps import Entry
@@ -25,6 +24,9 @@ from coresnap.ground.errors import Refused
 from coresnap.ground.text import printable
 from coresnap.spool import ledger, stages
 from coresnap.spool.stages import Dump
+
+if TYPE_CHECKING:
+    import argparse
 
 _MOST = 10
 _STAGES = {

@@ -43,6 +43,8 @@ def signal_name(number: int | None) -> str:
     """Return SIGSEGV for 11, and what it can for others."""
     if number is None:
         return "unknown signal"
+    if number == 0:
+        return "no signal"
     try:
         return signal.Signals(number).name
     except ValueError:

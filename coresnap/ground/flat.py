@@ -2,8 +2,8 @@
 """The compiled settings, as archive reads them while it holds a crashed process.
 
 `coresnap config --compile` and coresnapd write them (coresnap.ground.settings.compiled): a first line
-`coresnap-settings 1`, then a line NAME, tab, value for each. A name that is missing keeps its default and an unknown one
-is passed over, so that a file written before an upgrade, or after it, still says where the spool is.
+`coresnap-settings 1`, then a line NAME, tab, value for each. A name that is missing keeps its default and an unknown
+one is passed over, so that a file written before an upgrade, or after it, still says where the spool is.
 
 Imported while a crashed process is held: nothing but os may be imported here.
 """
@@ -18,6 +18,10 @@ PATH = "/var/cache/coresnap/archive.settings"
 HEADER = "coresnap-settings 1"
 _MAX_BYTES = 64 << 10
 _ID_MAX = (1 << 32) - 2
+_ENVIRON = (
+    "PATH LANG LANGUAGE LC_* TERM SHELL HOME USER LOGNAME PWD TZ TMPDIR LD_LIBRARY_PATH LD_PRELOAD GOTRACEBACK"
+    " INVOCATION_ID XDG_SESSION_ID XDG_SESSION_TYPE"
+)
 _RANGES = {
     "mode": (0o600, 0o777),
     "uid": (-1, _ID_MAX),
@@ -50,10 +54,7 @@ class ArchiveSettings:
         self.gid = -1
         self.quota_percent = 10
         self.ceiling_bytes = 0
-        self.environ: tuple[str, ...] = (
-            *("PATH", "LANG", "LANGUAGE", "LC_*", "TERM", "SHELL", "HOME", "USER", "LOGNAME", "PWD", "TZ", "TMPDIR"),
-            *("LD_LIBRARY_PATH", "LD_PRELOAD", "GOTRACEBACK", "INVOCATION_ID", "XDG_SESSION_ID", "XDG_SESSION_TYPE"),
-        )
+        self.environ = tuple(_ENVIRON.split())
         self.evidence_budget_usec = 1_000_000
 
     def owner(self) -> "tuple[int, int, int]":

@@ -157,7 +157,7 @@ def is_name(text: str) -> bool:
 
 def _write(dir_fd: int, name: str, source_fd: int, size_bytes: int) -> bool:
     """Write a copy of `source_fd` durably under `name`; return whether the name was free."""
-    temporary = f"{_TEMPORARY}{os.getpid()}-{name}"
+    temporary = f"{_TEMPORARY}{os.getpid()}-{name}.tmp"
     if durable.exists(dir_fd, temporary):
         durable.unlink(dir_fd, temporary)
     fd = durable.create(dir_fd, temporary, _MODE)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From archive's start to the receipt, under a running `coresnapd -f`, against archive and coresnap-snapshot by hand."""
+"""From archive's start to the receipt under a running `coresnapd -f`, against archive and coresnap-snapshot by hand."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ BAR = f"≤ 2 × {PEER}"
 @dataclass(frozen=True)
 class _Delivery:
     core_fd: int
+    executable: str
     watched: Spool
     by_hand: Spool
 
@@ -53,7 +54,7 @@ class _Delivery:
         dump = self.by_hand.only_dump("pending")
         outcome = [f"-o{dump}/snapshot", f"--kv=coresnap.object:{dump.name}", f"--resource={dump}/assets.tar"]
         program = str(REPOSITORY / "coresnap/take_snapshot.py")
-        snapshot = run(python("-IS", program, *outcome, "--core", f"{dump}/core", cores.executable()))
+        snapshot = run(python("-IS", program, *outcome, "--core", f"{dump}/core", self.executable))
         if not (dump / "snapshot").stat().st_size:
             raise Unmeasurable("coresnap-snapshot left an empty snapshot")
         shutil.rmtree(dump)
@@ -97,10 +98,10 @@ def _coresnapd(spool: Spool) -> Iterator[None]:
 def measure(work: Path, runs: int) -> list[Figure]:
     """Return the figure. Raises Unmeasurable."""
     core = work / "core"
-    cores.small(core)
+    executable = cores.small(core)
     watched, by_hand = Spool.make(work / "watched"), Spool.make(work / "by-hand")
     with core.open("rb") as file, _coresnapd(watched):
-        delivery = _Delivery(file.fileno(), watched, by_hand)
+        delivery = _Delivery(file.fileno(), executable, watched, by_hand)
         pairs = alternate(runs, delivery.deliver, delivery.do_by_hand)
     detail = f"core of {core.stat().st_size / 1e6:.1f} MB, a real crash; {pairs.detail('to the receipt', 'by hand')}"
     return [judge(MEASURE, PEER, 2, pairs, detail)]

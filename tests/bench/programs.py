@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 #: Nothing here takes a tenth of it; a program that hangs must not hang the benchmark.
 _LIMIT_SEC = 300
+#: Nothing of ours: a PYTHONUNBUFFERED, say, would slow the one side that prints.
+_ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
 
 
 class Unmeasurable(Exception):
@@ -72,7 +74,7 @@ class Program:
 def start(argv: Sequence[str], *, stdin: int | None = None, stdout: int | None = None) -> Program:
     """Start `argv[0]`, an absolute path, with /dev/null for a standard input or output that is not given.
 
-    Standard error is kept in memory. All other descriptors of ours are closed on exec, as Python makes them.
+    Standard error is kept in memory. The environment is clean, and all other descriptors of ours are closed on exec, as Python makes them.
     """
     actions: list[tuple[int, int, int] | tuple[int, int, str, int, int]] = []
     for target, fd in enumerate((stdin, stdout)):
@@ -83,7 +85,7 @@ def start(argv: Sequence[str], *, stdin: int | None = None, stdout: int | None =
     stderr_fd = os.memfd_create("stderr")
     actions.append((os.POSIX_SPAWN_DUP2, stderr_fd, 2))
     started_nsec = time.monotonic_ns()
-    pid = os.posix_spawn(argv[0], list(argv), os.environ, file_actions=actions)
+    pid = os.posix_spawn(argv[0], list(argv), _ENVIRONMENT, file_actions=actions)
     return Program(argv, pid, started_nsec, stderr_fd)
 
 

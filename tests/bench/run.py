@@ -7,7 +7,7 @@ SYNOPSIS
 
 DESCRIPTION
     Prints each figure beside its bar, with `met`, `missed` or `not-run`, and writes docs/benchmarks.md. With --only or
-    --quick it writes a page only where --page says so. Temporary files, up to 2.5 GB, go to TMPDIR, or /var/tmp.
+    --quick it writes a page only where --page says so. Temporary files, up to 2.5 GB, go to TMPDIR, else /var/tmp.
 
 EXIT STATUS
     0 the figures are printed, whatever they are; 1 with --strict, where a bar is missed or a measure not taken.
@@ -51,6 +51,7 @@ def main() -> int:
     options = parser.parse_args()
     figures: list[Figure] = []
     with tempfile.TemporaryDirectory(prefix="coresnap-bench-", dir=os.environ.get("TMPDIR", "/var/tmp")) as directory:
+        tempfile.tempdir = directory  # for the crashes: their cores are renamed, not copied
         for name, (title, bar, measure, most_runs) in _MEASURES.items():
             if options.only in (None, name):
                 runs = options.runs or (_QUICK_RUNS if options.quick else most_runs)

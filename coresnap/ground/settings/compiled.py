@@ -4,10 +4,13 @@
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
 from coresnap.ground import durable, flat
-from coresnap.ground.settings.load import Settings
 from coresnap.ground.settings.table import TABLE
+
+if TYPE_CHECKING:
+    from coresnap.ground.settings.load import Settings
 
 
 def compile(settings: Settings) -> bytes:  # noqa: A001  # it is used as settings.compile

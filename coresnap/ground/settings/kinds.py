@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+# ruff: noqa: D102  # each kind overrides the methods of Kind, which say what they do
 """The kinds of settings: how a value is read from text, shown as text, described to people and to a JSON schema."""
 
 from __future__ import annotations
@@ -170,7 +171,7 @@ class Duration(Number):
         return number * _USEC[suffix or "s"]
 
     def show(self, value: int) -> str:
-        return _largest(value, {unit: size for unit, size in _USEC.items() if unit != "w"}) if value else "0s"
+        return _largest(value, _USEC)
 
     def allowed(self) -> str:
         return f"a time in us, ms, s, min, h, d or w, from {self.show(self.minimum)} to {self.show(self.maximum)}"
@@ -184,8 +185,9 @@ def _split(text: str, what: str) -> tuple[int, str]:
 
 def _largest(value: int, units: dict[str, int]) -> str:
     """Show the value in the largest unit that divides it."""
-    unit = max((unit for unit, size in units.items() if value % size == 0 and value >= size), key=units.get, default="")  # type: ignore[arg-type]
-    return f"{value // units.get(unit, 1)}{unit}"
+    fitting = [(size, unit) for unit, size in units.items() if value and value % size == 0]
+    size, unit = max(fitting, default=(1, ""))
+    return f"{value // size}{unit}"
 
 
 @dataclass(frozen=True)

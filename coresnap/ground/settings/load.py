@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Find the configuration, read it and its drop-ins, and lay their directives over the built-in settings.
 
-The first coresnap.conf on the way counts whole; the files of FILE.d beside it follow in lexical order, each over what came before.
+The first coresnap.conf on the way counts whole; the files of FILE.d beside it follow in lexical order, each over what
+came before.
 """
 
 from __future__ import annotations
@@ -11,16 +12,20 @@ import grp
 import os
 import pwd
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any
 
 from coresnap.ground.errors import BadSettings
 from coresnap.ground.settings import reader
-from coresnap.ground.settings.reader import Directive
 from coresnap.ground.settings.rules import MAX_RULES, Rule, in_order, parse_rule
 from coresnap.ground.settings.table import ATTRIBUTES, TABLE, Values
 from coresnap.ground.text import printable
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from coresnap.ground.settings.reader import Directive, Problem
 
 SEARCH = ("/etc/coresnap", "/usr/local/etc/coresnap", "/opt/backtrace/etc/coresnap")
 FILE_NAME = "coresnap.conf"
@@ -42,7 +47,7 @@ class Settings(Values):
     warnings: tuple[str, ...] = ()
 
     def format_for(self, exe: str) -> tuple[str, Rule]:
-        """Return the project of a crash of the executable `exe` (its name, without the directory), and the rule that says so."""
+        """Return the project for a crash of `exe`, the executable's name without its directory, and the rule for it."""
         rule = next(rule for rule in self.formats if rule.matches(exe))
         return rule.project, rule
 
@@ -60,7 +65,7 @@ class Settings(Values):
 
 
 def load(path: str | os.PathLike[str] | None = None, search: Sequence[str] = SEARCH) -> Settings:
-    """Return the settings of the file at `path`, or else of the first one found. Raises BadSettings for the first problem."""
+    """Return the settings of the file at `path`, or else of the first one found. Raises BadSettings."""
     settings, problems = examine(path, search)
     if problems:
         more = f"; {len(problems) - 1} more: `coresnap config --check FILE` lists them" if len(problems) > 1 else ""
@@ -82,9 +87,20 @@ def _find(search: Sequence[str]) -> list[str]:
     """Return the first file found and its drop-ins; with no file anywhere, the first drop-ins found."""
     candidates = [os.path.join(directory, FILE_NAME) for directory in search]
     for file in candidates:
-        if os.path.lexists(file):
+        if _exists(file):
             return _with_drop_ins(file)
     return next((found for file in candidates if (found := _drop_ins(file))), [])
+
+
+def _exists(file: str) -> bool:
+    """Say whether there is such a file; what cannot be looked at is no reason to take another."""
+    try:
+        os.lstat(file)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise BadSettings(f"{file}: cannot be read: {error.strerror}") from None
+    return True
 
 
 def _with_drop_ins(file: str) -> list[str]:
@@ -109,6 +125,7 @@ class _Merge:
 
     def __init__(self) -> None:
         self.problems: list[BadSettings] = []
+        self._found: list[Problem] = []
         self._values: dict[str, Any] = {}
         self._origins: dict[str, str] = {}
         self._rules: list[Rule] = []
@@ -118,23 +135,24 @@ class _Merge:
         """Lay the directives of one file over what is there."""
         self._files.append(path)
         try:
-            directives, problems = reader.read(path)
+            directives, self._found = reader.read(path)
         except BadSettings as error:
             self.problems.append(error)
             return
-        self.problems += problems
         seen: dict[str, Directive] = {}
         for directive in directives:
             try:
                 self._take(directive, seen)
             except ValueError as error:
                 self._problem(directive, str(error))
+        self.problems += [problem for _line, problem in sorted(self._found, key=itemgetter(0))]
 
     def _problem(self, directive: Directive, why: str, hint: str = "") -> None:
         name = _name(directive.name)
         hint = hint or (f"allowed: {TABLE[ATTRIBUTES[name]].kind.allowed()}" if name in ATTRIBUTES else "")
         what = printable(f"{directive.name} = {directive.value}", 120)
-        self.problems.append(BadSettings(f"{printable(directive.origin)}: `{what}`: {why}", hint=hint))
+        problem = BadSettings(f"{printable(directive.origin)}: `{what}`: {why}", hint=hint)
+        self._found.append((directive.line, problem))
 
     def _take(self, directive: Directive, seen: dict[str, Directive]) -> None:
         """Take one directive; `seen` are those of its file, by what must not be repeated. Raises ValueError."""
@@ -163,28 +181,21 @@ class _Merge:
             raise ValueError(f"{what}, first on line {first.line}")
 
     def settings(self) -> Settings:
-        """Return what has come together; check that users and groups exist."""
-        warnings = []
+        """Return what has come together; see that its user and group exist."""
         rules = in_order(self._rules, Values.formats[-1])
-        known = Settings(**self._values, formats=rules, origins=self._origins, files=tuple(self._files))
-        for name, text, number in (
-            ("dump_user", known.dump_user, _uid(known.dump_user)),
-            ("dump_group", known.dump_group, _gid(known.dump_group)),
-        ):
-            if number is not None:
-                continue
-            kind = name.removeprefix("dump_")
-            if name in self._origins:
-                where = printable(self._origins[name])
-                self.problems.append(
-                    BadSettings(
-                        f"{where}: `{TABLE[name].name} = {text}`: there is no such {kind} on this machine",
-                        hint=f"allowed: {TABLE[name].kind.allowed()}",
-                    )
-                )
-            else:
-                warnings.append(f"{TABLE[name].name}: there is no {kind} {text}; dumps belong to whoever writes them")
-        return Settings(**{**vars(known), "warnings": tuple(warnings)})
+        settings = Settings(**self._values, formats=rules, origins=self._origins, files=tuple(self._files))
+        _mode, uid, gid = settings.dump_owner()
+        missing = [("dump_user", "user")] * (uid < 0) + [("dump_group", "group")] * (gid < 0)
+        return replace(settings, warnings=tuple(filter(None, (self._absent(settings, *pair) for pair in missing))))
+
+    def _absent(self, settings: Settings, name: str, what: str) -> str:
+        """Note that a user or group is not there: a problem if it was asked for, else a warning, which is returned."""
+        row, value = TABLE[name], getattr(settings, name)
+        if name not in self._origins:
+            return f"{row.name}: there is no {what} {value}; dumps belong to whoever writes them"
+        text = f"{printable(self._origins[name])}: `{row.name} = {value}`: there is no such {what} on this machine"
+        self.problems.append(BadSettings(text, hint=f"allowed: {row.kind.allowed()}"))
+        return ""
 
 
 def _name(name: str) -> str:

@@ -10,16 +10,22 @@ from __future__ import annotations
 import configparser
 import os
 import stat
-from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from coresnap.ground.errors import BadSettings
 from coresnap.ground.text import printable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 MAX_FILE_BYTES = 1 << 20
 MAX_LINE_BYTES = 8 << 10
 _MAX_NAME = 128
 _SECTION = "settings"
+
+#: A line's number and what is wrong with it.
+Problem = tuple[int, BadSettings]
 
 
 @dataclass(frozen=True)
@@ -42,9 +48,9 @@ class _Parser(configparser.RawConfigParser):
         return optionstr
 
 
-def read(path: str) -> tuple[list[Directive], list[BadSettings]]:
-    """Return the directives of the file and what is wrong with its lines. Raises BadSettings where it cannot be read."""
-    problems: list[BadSettings] = []
+def read(path: str) -> tuple[list[Directive], list[Problem]]:
+    """Return the file's directives and what is wrong with its lines. Raises BadSettings where it cannot be read."""
+    problems: list[Problem] = []
     parser = _Parser(delimiters=("=",), comment_prefixes=(), strict=True, default_section="")
     parser.read_file(_lines(path, _content(path), problems), source=path)
     directives = []
@@ -57,10 +63,12 @@ def read(path: str) -> tuple[list[Directive], list[BadSettings]]:
 def _content(path: str) -> bytes:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with open(fd, "rb") as file:
+        try:
             if not stat.S_ISREG(os.fstat(fd).st_mode):
                 raise BadSettings(f"{printable(path)}: not a regular file")
-            data = file.read(MAX_FILE_BYTES + 1)
+            data = os.read(fd, MAX_FILE_BYTES + 1)
+        finally:
+            os.close(fd)
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) else str(error)
         raise BadSettings(f"{printable(path)}: cannot be read: {why}") from None
@@ -69,7 +77,7 @@ def _content(path: str) -> bytes:
     return data
 
 
-def _lines(path: str, data: bytes, problems: list[BadSettings]) -> Iterator[str]:
+def _lines(path: str, data: bytes, problems: list[Problem]) -> Iterator[str]:
     """Yield for configparser what of the file is a directive; note what is neither that nor comment nor header."""
     yield f"[{_SECTION}]\n"
     for number, raw in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
@@ -79,7 +87,7 @@ def _lines(path: str, data: bytes, problems: list[BadSettings]) -> Iterator[str]
         try:
             text = _line(stripped)
         except ValueError as error:
-            problems.append(BadSettings(f"{printable(path)}:{number}: {error}"))
+            problems.append((number, BadSettings(f"{printable(path)}:{number}: {error}")))
             continue
         if text:
             yield f"{number} {text}\n"
@@ -95,7 +103,9 @@ def _line(raw: bytes) -> str:
         raise ValueError(f"byte {error.start + 1} of the line is not UTF-8") from None
     strange = next((character for character in text if not character.isprintable()), None)
     if strange:
-        raise ValueError(f"character {text.index(strange) + 1} of the line is U+{ord(strange):04X}, which does not print")
+        raise ValueError(
+            f"character {text.index(strange) + 1} of the line is U+{ord(strange):04X}, which does not print"
+        )
     if text.startswith("["):
         if not text.endswith("]"):
             raise ValueError(f"`{text[:_MAX_NAME]}` is a section header without its ]")

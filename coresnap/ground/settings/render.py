@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import itertools
 import textwrap
-from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from coresnap.ground import formats
 from coresnap.ground.settings.load import FILE_NAME, SEARCH
 from coresnap.ground.settings.table import TABLE, Setting
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 SAMPLE = Path(__file__).with_name(FILE_NAME)
 MANUAL = Path(__file__).parents[3] / "docs" / "man" / f"{FILE_NAME}.5"
@@ -32,9 +35,9 @@ nothing of the others. The files {FILE_NAME}.d/*.conf beside it follow in lexica
 Where there is no file, the built-in defaults hold.
 """
 _SYNTAX = """
-A line is `NAME = VALUE`. A line that begins with # or ; is a comment. Section headers in brackets may stand anywhere and
-have no meaning. Only format.N may be repeated in a file. Sizes take K, M, G or T, powers of 1024; times take us, ms, s,
-min, h, d or w, and are seconds without.
+A line is `NAME = VALUE`. A line that begins with # or ; is a comment. Section headers in brackets may stand anywhere
+and have no meaning. Only format.N may be repeated in a file. Sizes take K, M, G or T, powers of 1024; times take us,
+ms, s, min, h, d or w, and are seconds without.
 """
 _COMMANDS = """
 A command is split into words first, as a shell splits them, and run without a shell; then the formats in its words are
@@ -54,7 +57,9 @@ def sample() -> str:
         "# Settings of coresnap. Made from the table of settings: change a copy of it.",
         "#",
         *_comment(_INTRODUCTION + _SYNTAX),
-        *_comment("`coresnap config --check FILE` tells what is wrong with a file, `coresnap config` what is in force."),
+        *_comment(
+            "`coresnap config --check FILE` tells what is wrong with a file, `coresnap config` what is in force."
+        ),
         "#",
         *_comment(_COMMANDS),
         *(f"#   %{letter}  {meaning}" for letter, meaning in formats.MEANINGS.items()),
@@ -63,7 +68,8 @@ def sample() -> str:
         parts += ["", "", f"# {_SECTIONS[section]}", f"[{section}]"]
         for setting in settings:
             allowed = f"Allowed: {setting.kind.allowed()}."
-            parts += ["", *_comment(setting.doc), *_comment(allowed), f"# {setting.name} = {_default(setting)}".rstrip()]
+            default = f"# {setting.name} = {setting.default}".rstrip()
+            parts += ["", *_comment(setting.doc), *_comment(allowed), default]
     return "\n".join(parts) + "\n"
 
 
@@ -72,16 +78,13 @@ def _comment(text: str) -> list[str]:
     return [f"# {line}" for line in filled]
 
 
-def _default(setting: Setting) -> str:
-    return " ".join(setting.default.split())
-
-
 def manual() -> str:
     """Return the manual page, as man(7) has it."""
     parts = [
         '.\\" SPDX-License-Identifier: Apache-2.0',
         '.\\" Made from the table of settings.',
         '.TH CORESNAP.CONF 5 "" coresnap "File formats"',
+        ".nh",
         ".SH NAME",
         "coresnap.conf \\- settings of coresnap",
         ".SH SYNOPSIS",
@@ -103,13 +106,12 @@ def manual() -> str:
 
 
 def _entry(setting: Setting) -> list[str]:
-    default = _default(setting)
     return [
         _roff(setting.doc),
         ".br",
         _roff(f"Allowed: {setting.kind.allowed()}."),
         ".br",
-        _roff(f"Default: {default}") if default else "Default: nothing",
+        _roff(f"Default: {setting.default or 'nothing'}"),
     ]
 
 

@@ -1,20 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """The JSON schema of the settings, and validation by it.
 
-jsonschema takes three times as long to import as Python takes to start, and the stage owners run without packages: so
-the parser keeps the table's limits by itself, and what is printed, checked or compiled by `coresnap config` passes the schema too.
+jsonschema takes longer to import than Python takes to start, and the stage owners run without packages: so the parser
+keeps the table's limits by itself, and what `coresnap config` prints, checks or compiles passes the schema besides.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jsonschema import Draft202012Validator
 
 from coresnap.ground.errors import BadSettings
-from coresnap.ground.settings.load import Settings
 from coresnap.ground.settings.table import TABLE
 from coresnap.ground.text import printable
+
+if TYPE_CHECKING:
+    from coresnap.ground.settings.load import Settings
 
 
 def schema() -> dict[str, Any]:
@@ -35,8 +37,7 @@ def schema() -> dict[str, Any]:
 
 def validate(settings: Settings) -> list[BadSettings]:
     """Return what of the settings the schema does not allow."""
-    document = settings.document()
     return [
-        BadSettings(f"{'.'.join(str(part) for part in error.absolute_path) or 'settings'}: {printable(error.message, 200)}")
-        for error in Draft202012Validator(schema()).iter_errors(document)
+        BadSettings(f"{'/'.join(map(str, error.absolute_path)) or 'settings'}: {printable(error.message, 200)}")
+        for error in Draft202012Validator(schema()).iter_errors(settings.document())
     ]

@@ -6,14 +6,17 @@ A row is a field of Values: its attribute is the setting's name with `_` for `.`
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from coresnap.ground.settings import kinds
-from coresnap.ground.settings.kinds import Kind
-from coresnap.ground.settings.rules import Rule
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from coresnap.ground.settings.kinds import Kind
+    from coresnap.ground.settings.rules import Rule
 
 _K, _M, _G, _T = 1 << 10, 1 << 20, 1 << 30, 1 << 40
 _S, _H, _D = 1_000_000, 3_600_000_000, 86_400_000_000
@@ -21,7 +24,7 @@ _S, _H, _D = 1_000_000, 3_600_000_000, 86_400_000_000
 
 @dataclass(frozen=True)
 class Setting:
-    """One row. The first sentence of `doc` is its summary; `archive` is the name in the compiled settings, if it is there."""
+    """One row. The first sentence of `doc` is its summary; `archive` is its name in the compiled settings, if any."""
 
     name: str
     kind: Kind
@@ -31,11 +34,13 @@ class Setting:
     archive: str = ""
 
 
-def _row(name: str, kind: Kind, default: str, section: str, doc: str, archive: str = "") -> Any:
-    setting = Setting(name, kind, default, section, " ".join(doc.split()), archive)
+def _row(name: str, kind: Kind, default: str, section: str, doc: str, *, archive: str = "") -> Any:
+    setting = Setting(name, kind, " ".join(default.split()), section, " ".join(doc.split()), archive)
     return field(default=kind.parse(default), metadata={"setting": setting})
 
 
+# A row is its line and its text; the formatter would make it ten lines.
+# fmt: off
 @dataclass(frozen=True)
 class Values:
     """The settings' values."""
@@ -44,51 +49,59 @@ class Values:
         "dump.root", kinds.PATH, "/var/lib/coresnap", "dump", """
         The spool: the directory that holds the dumps, one directory a stage. All of it has to lie on one file system,
         since a dump moves from stage to stage by rename(2).
-        """, "root",
+        """,
+        archive="root",
     )
     dump_mode: int = _row(
         "dump.mode", kinds.Mode(0o600, 0o777), "0600", "dump", """
         Mode of the files in a dump. A core holds whatever the process had in memory, passwords among it: think before
         you let others read it. The owner can always read and write.
-        """, "mode",
+        """,
+        archive="mode",
     )
     dump_user: str = _row(
         "dump.user", kinds.USER, "coresnap", "dump", """
         User who owns the dumps. A user who is named here has to exist; where the user of the default does not, a dump
         belongs to whoever writes it.
-        """, "uid",
+        """,
+        archive="uid",
     )
     dump_group: str = _row(
         "dump.group", kinds.GROUP, "coresnap", "dump", """
         Group of the dumps. What holds for dump.user holds for it.
-        """, "gid",
+        """,
+        archive="gid",
     )
     dump_quota_percent: int = _row(
         "dump.quota", kinds.Share(0, 100), "10%", "dump", """
         Share of the file system of dump.root that has to stay free. A core that would leave less is not kept: `coresnap
         why` tells of it. Captures under way count with what they are going to write.
-        """, "quota_percent",
+        """,
+        archive="quota_percent",
     )
     dump_ceiling_bytes: int = _row(
         "dump.ceiling", kinds.Bytes(0, 1 << 60), "0", "dump", """
         Most bytes that the dumps together may take on the disk; 0 is no such limit. A core that would take more is not
         kept.
-        """, "ceiling_bytes",
+        """,
+        archive="ceiling_bytes",
     )
 
     archive_environ: tuple[str, ...] = _row(
-        "archive.environ", kinds.Words(r"[A-Za-z_][A-Za-z0-9_]*[*]?|[*]", "names of variables, the last character may be *"),
-        """PATH LANG LANGUAGE LC_* TERM SHELL HOME USER LOGNAME PWD TZ TMPDIR LD_LIBRARY_PATH LD_PRELOAD GOTRACEBACK
-        INVOCATION_ID XDG_SESSION_ID XDG_SESSION_TYPE""", "archive", """
+        "archive.environ", kinds.Words(r"[A-Za-z_][A-Za-z0-9_]*[*]?|[*]", "names of variables, * for the rest of one"),
+        "PATH LANG LANGUAGE LC_* TERM SHELL HOME USER LOGNAME PWD TZ TMPDIR LD_LIBRARY_PATH LD_PRELOAD GOTRACEBACK"
+        " INVOCATION_ID XDG_SESSION_ID XDG_SESSION_TYPE", "archive", """
         Environment variables of the crashed process that are kept in the asset; an asterisk at the end stands for any
         rest. Environments hold secrets, so what is not listed is left out. Empty keeps none, * keeps all.
-        """, "environ",
-    )  # fmt: skip
+        """,
+        archive="environ",
+    )
     archive_evidence_budget_usec: int = _row(
         "archive.evidence_budget", kinds.Duration(10_000, 60 * _S), "1s", "archive", """
         Longest time to read from /proc while the crashed process is held. What has not been read by then is missing in
         the asset; the core is taken all the same.
-        """, "evidence_budget_usec",
+        """,
+        archive="evidence_budget_usec",
     )
 
     snapshot_command: tuple[str, ...] = _row(
@@ -199,6 +212,9 @@ class Values:
         Age at which snapshots are removed from the `file:` store.
         """,
     )
+
+
+# fmt: on
 
 
 #: The rows by attribute, in order.

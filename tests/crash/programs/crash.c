@@ -21,20 +21,21 @@
 static const char *mode;
 static int threads;
 static pthread_barrier_t ready;
-static char *unmapped;
 static sigjmp_buf after;
 
 static void survive(int number) { siglongjmp(after, number); }
 
 static void __attribute__((noinline)) die(int index)
 {
-    volatile char *address = !strcmp(mode, "null") ? (char *)16 : unmapped;
+    char *mapped = mmap(NULL, 1 << 20, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    volatile char *address = !strcmp(mode, "null") ? (char *)16 : mapped + 0x1230;
     volatile int zero = 0;
 
     printf("{\"pid\": %d, \"tid\": %ld, \"threads\": %d, \"name\": \"worker-%d\", \"address\": \"%#lx\", \"code\": %d}\n",
            getpid(), syscall(SYS_gettid), threads, index,
            (unsigned long)(uintptr_t)address, 1 /* SEGV_MAPERR, FPE_INTDIV, ... */);
     fflush(stdout);
+    munmap(mapped, 1 << 20); /* nothing maps memory any more: the address stays free */
     if (!strcmp(mode, "caught")) {
         signal(SIGSEGV, survive);
         if (!sigsetjmp(after, 1))
@@ -72,9 +73,6 @@ int main(int argc, char **argv)
     size_t mib = argc > 3 ? (size_t)atoi(argv[3]) : 0;
     if (threads < 1)
         return 2;
-    unmapped = mmap(NULL, 1 << 20, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    munmap(unmapped, 1 << 20);
-    unmapped += 0x1230;
     if (mib) {
         char *memory = mmap(NULL, mib << 20, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
         for (size_t page = 0; page < mib << 8; page++)

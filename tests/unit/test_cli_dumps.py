@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Looking at dumps while they move, and the manual page that derives from the commands."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from coresnap.cli import dumps, manual, why
+from coresnap.ground.errors import Refused
+from coresnap.spool import ledger, stages
+from coresnap.spool.stages import Spool
+from tests.support import spools
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class Eventful(Spool):
+    """A spool in which something happens after a stage has been listed."""
+
+    events: dict[str, Callable[[Spool], None]]
+
+    def uuids(self, stage: str) -> list[str]:
+        found = super().uuids(stage)
+        self.events.pop(stage, lambda _spool: None)(self)
+        return found
+
+
+def _move(uuid: str, stage: str, target: str) -> Callable[[Spool], None]:
+    def move(spool: Spool) -> None:
+        dump = spool.take(stage, uuid)
+        assert dump is not None
+        with dump:
+            spool.move(dump, target)
+
+    return move
+
+
+def _remove(uuid: str) -> Callable[[Spool], None]:
+    def remove(spool: Spool) -> None:
+        dump = spool.take(stages.PENDING, uuid)
+        assert dump is not None
+        spool.remove(dump)
+
+    return remove
+
+
+@pytest.mark.parametrize("after", ["pending", "sending", "committed"])
+def test_a_dump_that_moves_on_is_found_once(tmp_path: Path, after: str) -> None:
+    made = spools.make(tmp_path)
+    uuid = spools.add(made)
+    with Eventful(str(made.root)) as spool:
+        spool.events = {after: _move(uuid, "pending", "sending")}
+        (entry,) = dumps.look_all(spool)
+    assert (entry.stage, entry.uuid, entry.problem) == ("sending", uuid, "")
+
+
+def test_a_dump_that_goes_back_is_found(tmp_path: Path) -> None:
+    made = spools.make(tmp_path)
+    uuid = spools.add(made, "failed")
+    with Eventful(str(made.root)) as spool:
+        spool.events = {"failed": _move(uuid, "failed", "pending")}
+        (entry,) = dumps.look_all(spool)
+    assert (entry.stage, entry.uuid) == ("pending", uuid)
+
+
+def test_a_dump_that_is_removed_meanwhile_is_no_dump(tmp_path: Path) -> None:
+    made = spools.make(tmp_path)
+    uuid = spools.add(made)
+    with Eventful(str(made.root)) as spool:
+        spool.events = {"failed": _remove(uuid)}
+        assert dumps.look_all(spool) == []
+
+
+def test_open_dump_follows_a_dump_that_moves(tmp_path: Path) -> None:
+    made = spools.make(tmp_path)
+    uuid = spools.add(made)
+    with Eventful(str(made.root)) as spool:
+        spool.events = {"pending": _move(uuid, "pending", "committed")}
+        with dumps.open_dump(spool, f"pending/{uuid[:8]}") as dump:
+            assert dump.stage == "committed"
+
+
+def test_why_still_reads_the_other_ledger_without_a_spool(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = spools.make(tmp_path)
+    fallback = tmp_path / "run"
+    fallback.mkdir()
+    with made.open() as spool:
+        ledger.append(spool.root_fd, "no-spool", "gone", "", {"pid": 99, "comm": "vim"})
+    shutil.move(made.root / "ledger", fallback / "ledger")
+    shutil.rmtree(made.root)
+    monkeypatch.setattr(ledger, "FALLBACK", str(fallback))
+    from coresnap.cli import command_parser
+
+    assert why.run(command_parser("why").parse_intermixed_args(["99", "--settings", str(made.configuration)])) == 0
+    shown = capsys.readouterr()
+    assert "vim (pid 99)" in shown.out
+    assert "to do: mount its file system" in shown.out
+    assert "No such file or directory" in shown.err
+    with pytest.raises(Refused):
+        why.run(command_parser("why").parse_intermixed_args(["98", "--settings", str(made.configuration)]))
+
+
+def test_the_manual_page_is_up_to_date() -> None:
+    assert Path(manual.PATH).read_text() == manual.manual(), "run python3 -m coresnap.cli.manual"
