@@ -38,20 +38,21 @@ import time
 
 STARTED_NSEC = time.monotonic_ns()
 
-import os  # noqa: E402  # the clock is read first: imports count as held time
+import os  # the clock is read first: imports count as held time
 
 if __name__ == "__main__":
     sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
 
-from coresnap.capture.capture import Capture  # noqa: E402  # the path is set first
-from coresnap.capture.victim import Victim, from_core_pattern  # noqa: E402
-from coresnap.ground import flat  # noqa: E402
+from coresnap.capture.capture import Capture  # the path is set first
+from coresnap.capture.victim import Victim, from_core_pattern
+from coresnap.ground import flat
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from coresnap.capture.finish import Outcome
+    from coresnap.ground.log import Log
 
 
 _EXIT_STATUS = {"": 0, "no-spool": 69, "empty": 65, "not-a-core": 65, "cut-short": 65, "internal": 1}
@@ -106,10 +107,10 @@ def _afterwards(capture: Capture, victim: Victim, problem: str) -> int:
 
     site.main()  # -S left the distribution's packages out; the journal's is among them
     from coresnap.capture.finish import finish
-    from coresnap.ground.log import Log
+    from coresnap.ground import log as logging
 
     outcome = finish(capture)
-    log = Log.open()
+    log = logging.Log.open()
     if problem:
         log.warning(problem)
     _tell(log, capture.settings.root, victim, outcome)
@@ -118,7 +119,9 @@ def _afterwards(capture: Capture, victim: Victim, problem: str) -> int:
 
 def _tell(log: "Log", root: str, victim: Victim, outcome: "Outcome") -> None:
     """Log what became of the crash, in one line."""
-    who = "an unknown process" if victim.pid is None else f"{victim.comm or victim.exe or 'a process'} (pid {victim.pid})"
+    who = (
+        "an unknown process" if victim.pid is None else f"{victim.comm or victim.exe or 'a process'} (pid {victim.pid})"
+    )
     held = f"held {outcome.held_usec / 1000:.0f} ms"
     fields = {"CORESNAP_DUMP": outcome.uuid, "CORESNAP_STAGE": "pending" if outcome.kept else "none"}
     if not outcome.kept:

@@ -92,7 +92,9 @@ def _sweep(spool: Spool, compiled: str, log: Log) -> None:
     archive_settings, _problem = flat.read(compiled)
     for outcome in sweep(spool, archive_settings):
         if outcome.kept:
-            log.warning(f"{outcome.uuid}: salvaged, its archive was killed: {outcome.truncated}", CORESNAP_DUMP=outcome.uuid)
+            log.warning(
+                f"{outcome.uuid}: salvaged, its archive was killed: {outcome.truncated}", CORESNAP_DUMP=outcome.uuid
+            )
         else:
             log.error(f"{outcome.uuid}: lost, {outcome.reason}: {outcome.detail}", CORESNAP_DUMP=outcome.uuid)
 
@@ -180,7 +182,9 @@ class Daemon:
             supervised.failures = 1 if steady else supervised.failures + 1
             wait_usec = min(_RESTART_USEC[0] << min(supervised.failures - 1, 20), _RESTART_USEC[1])
             supervised.next_usec = _now_usec() + wait_usec
-            self.log.error(f"{supervised.name} ended with status {status}; starting it again in {wait_usec // 1_000_000} s")
+            self.log.error(
+                f"{supervised.name} ended with status {status}; starting it again in {wait_usec // 1_000_000} s"
+            )
 
     def _reload(self) -> None:
         notify.reloading()

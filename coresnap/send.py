@@ -69,7 +69,9 @@ class Sending:
         if document["snapshot"] is None:
             raise BadInput(f"{dump.uuid} has no snapshot on record", hint=f"`coresnap retry {dump.uuid[:8]}` makes one")
         settings = self.settings
-        project, _rule = settings.format_for(os.path.basename(document["victim"]["exe"] or document["victim"]["comm"] or ""))
+        project, _rule = settings.format_for(
+            os.path.basename(document["victim"]["exe"] or document["victim"]["comm"] or "")
+        )
         files = {SNAPSHOT: durable.open_regular(dump.fd, SNAPSHOT)}
         if durable.exists(dump.fd, _ASSETS):
             files[_ASSETS] = durable.open_regular(dump.fd, _ASSETS)
@@ -88,7 +90,7 @@ class Sending:
         }
         return message, list(files.values())
 
-    def conclude(self, dump: Dump, document: Record, answer: dict[str, Any] | None) -> Verdict:
+    def conclude(self, dump: Dump, _document: Record, answer: dict[str, Any] | None) -> Verdict:
         """Keep the receipt; without one nothing counts as delivered."""
         if answer is None:
             return Verdict("later", "the worker died, or did not answer in time")

@@ -93,9 +93,7 @@ def _answer(stores: Stores, request: dict[str, Any], files: dict[str, int]) -> d
 
 
 def _delivery(request: dict[str, Any], files: dict[str, int]) -> Delivery:
-    attachments = tuple(
-        Attachment(name, fd, os.fstat(fd).st_size) for name, fd in files.items() if name != "snapshot"
-    )
+    attachments = tuple(Attachment(name, fd, os.fstat(fd).st_size) for name, fd in files.items() if name != "snapshot")
     snapshot = request["snapshot"]
     return Delivery(
         uuid=request["uuid"],

@@ -43,7 +43,9 @@ def title(text: str) -> None:
 def run(*argv: str, stdin: Path | None = None) -> None:
     """Run one of coresnap's programs; what it says is shown."""
     with open(stdin or os.devnull, "rb") as source:
-        done = subprocess.run(argv, stdin=source, stderr=subprocess.STDOUT, stdout=subprocess.PIPE, text=True, check=False)
+        done = subprocess.run(
+            argv, stdin=source, stderr=subprocess.STDOUT, stdout=subprocess.PIPE, text=True, check=False
+        )
     for line in done.stdout.splitlines():
         print(f"  {line}")
     if done.returncode:
@@ -84,7 +86,9 @@ def compare(report: dict[str, Any], crashed: Crash) -> None:
     check("threads", len(threads), said["threads"])
     faulting = [thread["name"] for thread in threads.values() if thread["fault"]]
     check("faulting", faulting, [said["name"]])
-    check("thread names", sorted(thread["name"] for thread in threads.values()), [f"worker-{i}" for i in range(_THREADS)])
+    check(
+        "thread names", sorted(thread["name"] for thread in threads.values()), [f"worker-{i}" for i in range(_THREADS)]
+    )
 
 
 def demo(directory: Path) -> str:
@@ -104,7 +108,9 @@ def demo(directory: Path) -> str:
         print(f"  it said: {json.dumps(crashed.said)}\n  its core, by the {crashed.origin}: {size}", flush=True)
         title("archive takes its core, while it is held")
         archive = str(Path(argv_of("archive")[-1]))
-        run("/usr/bin/python3", "-IS", archive, "--settings", str(compiled), *crashed.core_pattern(), stdin=crashed.core)
+        run(
+            "/usr/bin/python3", "-IS", archive, "--settings", str(compiled), *crashed.core_pattern(), stdin=crashed.core
+        )
         show(root)
     title("process makes a snapshot of it")
     run(sys.executable, "-m", "coresnap.process", "--settings", str(settings), "--once")

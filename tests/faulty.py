@@ -54,8 +54,8 @@ def main(arguments: list[str]) -> int:
         plain = program.argv_of
         me = [sys.executable, os.path.abspath(__file__), plan, trace]
 
-        def argv_of(program_name: str, *, packages: bool = False) -> list[str]:
-            return [*me, only] if program_name == only else plain(program_name, packages=packages)
+        def argv_of(program: str, *, packages: bool = False) -> list[str]:
+            return [*me, only] if program == only else plain(program, packages=packages)
 
         program.argv_of = argv_of
     module = importlib.import_module(f"coresnap.{name}")

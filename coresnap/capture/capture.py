@@ -83,9 +83,7 @@ class Capture:
         if self.victim.pidfd is not None and _has_exited(self.victim.pidfd):
             self.evidence.forget_victim()
         need_bytes = OVERHEAD_BYTES + self._core_bytes(source_fd)
-        self.reservation = Reservation(
-            self.spool, self.settings.quota_percent, self.settings.ceiling_bytes, need_bytes
-        )
+        self.reservation = Reservation(self.spool, self.settings.quota_percent, self.settings.ceiling_bytes, need_bytes)
         self.copied = copy(source_fd, self.core_fd, self.reservation)
 
     def _core_bytes(self, source_fd: int) -> int:

@@ -134,9 +134,9 @@ def _child(proc: "str | None", environ: "Sequence[str]", source_fd: int, read_fd
         _widen(write_fd)
         left_bytes = _TOTAL_MAX_BYTES
         for name, data in _members(proc, environ):
-            data = data[: min(_MEMBER_MAX_BYTES, left_bytes)]
-            left_bytes -= len(data)
-            _send(write_fd, name, data)
+            kept = data[: min(_MEMBER_MAX_BYTES, left_bytes)]
+            left_bytes -= len(kept)
+            _send(write_fd, name, kept)
     except OSError:
         pass  # the parent has gone on without us
     finally:
@@ -168,7 +168,9 @@ def _members(proc: "str | None", environ: "Sequence[str]") -> "Iterator[tuple[st
         if data is not None:
             yield f"host/{name}", data
     pressure = [(name, _read(f"/proc/pressure/{name}", 1024)) for name in ("cpu", "io", "memory")]
-    lines = b"".join(name.encode() + b" " + line + b"\n" for name, data in pressure for line in (data or b"").splitlines())
+    lines = b"".join(
+        name.encode() + b" " + line + b"\n" for name, data in pressure for line in (data or b"").splitlines()
+    )
     if lines:
         yield "host/pressure", lines
 
@@ -222,7 +224,12 @@ def _tasks(proc_fd: int) -> "Iterator[bytes]":
         comm = (_read(f"{tid}/comm", 64, task_fd) or b"").removesuffix(b"\n")
         wchan = _read(f"{tid}/wchan", 128, task_fd) or b""
         escaped = comm.decode("utf-8", "replace").encode("unicode_escape")
-        yield b"\t".join((tid.encode(), wchan if wchan.isalnum() else wchan.replace(b"\t", b" ").replace(b"\n", b" "), escaped)) + b"\n"
+        yield (
+            b"\t".join(
+                (tid.encode(), wchan if wchan.isalnum() else wchan.replace(b"\t", b" ").replace(b"\n", b" "), escaped)
+            )
+            + b"\n"
+        )
 
 
 def _descriptors(proc_fd: int) -> "Iterator[bytes]":

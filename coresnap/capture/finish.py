@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The second half of a capture, after the crashed process has been let go: check, write the asset and the record, sync,
-and rename the dump to pending; or unlink everything and put the loss on record.
+"""The second half of a capture, after the crashed process has been let go.
+
+Check, write the asset and the record, sync, and rename the dump to pending; or unlink everything and put the loss on record.
 """
 
 import errno
@@ -92,7 +93,8 @@ def _keep(capture: Capture) -> str:
     Raises BadInput where the core's notes are not complete, OSError where the file system fails.
     """
     copied, dump = capture.copied, capture.dump
-    assert dump is not None and capture.spool is not None
+    assert dump is not None
+    assert capture.spool is not None
     if copied.reason in ("not-a-core", "quota"):
         raise BadInput(copied.detail)
     header = elf.read_core(lambda count, offset: os.pread(capture.core_fd, count, offset))
@@ -107,7 +109,7 @@ def _keep(capture: Capture) -> str:
     durable.sync(capture.core_fd)
     assets_bytes, missing = _write_assets(capture, dump)
     truncated = {"reason": reason, "expected_bytes": header.expected_bytes} if reason else None
-    core = {
+    core: dict[str, object] = {
         "size_bytes": copied.size_bytes,
         "disk_bytes": os.fstat(capture.core_fd).st_blocks * 512,
         "class": header.elf_class,
@@ -297,5 +299,3 @@ def _drop_torn_assets(dump: Dump) -> None:
             archive.getmembers()
     except (tarfile.TarError, EOFError, BadInput, OSError):
         durable.unlink(dump.fd, ASSETS)
-
-

@@ -13,7 +13,20 @@ _INT_MAX = 2**64 - 1
 class Victim:
     """What is known of the process; None stands for unknown. `exe` and `comm` are text that the process chose."""
 
-    __slots__ = ("cmdline", "comm", "dumpable", "exe", "gid", "pid", "pidfd", "rlimit_core", "signal", "tid", "time", "uid")
+    __slots__ = (
+        "cmdline",
+        "comm",
+        "dumpable",
+        "exe",
+        "gid",
+        "pid",
+        "pidfd",
+        "rlimit_core",
+        "signal",
+        "tid",
+        "time",
+        "uid",
+    )
 
     def __init__(self) -> None:
         self.pid: int | None = None

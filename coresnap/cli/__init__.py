@@ -56,11 +56,18 @@ def _main(arguments: list[str]) -> int:
     name, *rest = options.command
     if name not in COMMANDS:
         parser.error(f"{name} is no command; `coresnap --help` lists them")
-    parsed = command_parser(name).parse_intermixed_args(rest)
+    parsed = parse(name, rest)
     parsed.settings = parsed.settings or options.settings
     status: int = _module(name).run(parsed)
     sys.stdout.flush()  # here a reader that has gone is no error yet
     return status
+
+
+def parse(name: str, arguments: list[str]) -> argparse.Namespace:
+    """Read the arguments of a command; options may stand among its other arguments. Ends the program on wrong ones."""
+    parser = command_parser(name)
+    parsed, left_over = parser.parse_known_args(arguments)
+    return parser.parse_intermixed_args(arguments) if left_over else parsed  # the second way takes longer
 
 
 def _module(name: str) -> Any:

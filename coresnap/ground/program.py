@@ -28,7 +28,9 @@ def run(name: str, body: Callable[[], int], tell: Callable[[str], None] | None =
         line = f"{name}: {error.line()}"
         status = error.exit_status
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # whoever read us has gone; the interpreter's own flush must not fail
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), 1
+        )  # whoever read us has gone; the interpreter's own flush must not fail
         return 128 + signal.SIGPIPE
     except KeyboardInterrupt:
         return 128 + signal.SIGINT

@@ -56,7 +56,7 @@ def run(
     try:
         # The runner's callers have one thread, so preexec_fn is safe; the limits have to hold before the program's first
         # instruction.
-        process = subprocess.Popen(  # noqa: S603  # an argv list, never a shell
+        process = subprocess.Popen(
             argv,
             stdin=subprocess.DEVNULL,
             stdout=where,
@@ -155,5 +155,5 @@ class Child:
 def spawn(argv: Sequence[str], *, stdin: int = subprocess.DEVNULL) -> Child:
     """Start a program of coresnap's own, with `stdin` as its standard input; its output is this program's."""
     environment = dict(ENVIRONMENT) | {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
-    process = subprocess.Popen(argv, stdin=stdin, env=environment, start_new_session=True)  # noqa: S603  # no shell
+    process = subprocess.Popen(argv, stdin=stdin, env=environment, start_new_session=True)
     return Child(process)

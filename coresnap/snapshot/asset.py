@@ -40,7 +40,7 @@ def read_asset(path: str) -> dict[str, bytes]:
 
 def table(data: bytes) -> dict[str, str]:
     """Read lines of `Name: value` or `name value`, as /proc/PID/status, meminfo, vmstat and io have them."""
-    result = {}
+    result: dict[str, str] = {}
     for line in data.decode("utf-8", "replace").splitlines()[:1000]:
         name, _blank, value = line.replace(":", " ", 1).partition(" ")
         result.setdefault(name, value.strip())

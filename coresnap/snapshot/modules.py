@@ -63,7 +63,8 @@ def find(modules: list[Module], address: int) -> Module | None:
 
 def _notes(core: Core, start: int, head: bytes) -> tuple[str, dict[str, str]]:
     """Walk the notes of the ELF file that is mapped at `start`."""
-    build_id, package = "", {}
+    build_id = ""
+    package: dict[str, str] = {}
     if len(head) < 64 or head[4:6] != b"\x02\x01":
         return build_id, package
     phoff = struct.unpack_from("<Q", head, 32)[0]

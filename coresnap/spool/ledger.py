@@ -89,7 +89,9 @@ def _line(entry: "Entry", number: int) -> bytes:
     """Return the entry as a line; its longest text gives way until it fits."""
     entry = {"n": number, **entry}
     while len(data := json.dumps(entry, separators=(",", ":")).encode()) > LINE_BYTES - 1:
-        longest = max((key for key in entry if isinstance(entry[key], str)), key=lambda key: len(json.dumps(entry[key])))
+        longest = max(
+            (key for key in entry if isinstance(entry[key], str)), key=lambda key: len(json.dumps(entry[key]))
+        )
         entry[longest] = entry[longest][: len(entry[longest]) * 3 // 4]
     return data.ljust(LINE_BYTES - 1) + b"\n"
 

@@ -14,7 +14,7 @@ import select
 import socket
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -48,19 +48,19 @@ class Trade(Protocol):
     name: str  #: process or send: the key of the record's attempts
     stage: str
     next_stage: str
-    worker: Sequence[str]  #: argv of the worker program
-    workers: int  #: how many dumps are worked on at once
     reuse: bool  #: one worker may be given one dump after the other
-    limit_usec: int  #: after which a worker that has not answered is killed
-    attempts: int  #: after how many a dump is given up on; 0 for never
     first_retry_usec: int
     last_retry_usec: int
+    worker: list[str]  #: argv of the worker program
+    workers: int  #: how many dumps are worked on at once
+    limit_usec: int  #: after which a worker that has not answered is killed
+    attempts: int  #: after how many a dump is given up on; 0 for never
     owner: tuple[int, int, int]  #: mode, uid and gid of what is written into a dump
 
-    def request(self, dump: Dump, document: Record) -> tuple[dict[str, Any], list[int]] | None:
+    def request(self, dump: Dump, document: Record, /) -> tuple[dict[str, Any], list[int]] | None:
         """Return the worker's message and descriptors, which the owner closes; None where the work is done already."""
 
-    def conclude(self, dump: Dump, document: Record, answer: dict[str, Any] | None) -> Verdict:
+    def conclude(self, dump: Dump, document: Record, answer: dict[str, Any] | None, /) -> Verdict:
         """Judge the answer (None: the worker died), and put its result into the dump and its record, durably."""
 
 

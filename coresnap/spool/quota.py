@@ -131,9 +131,7 @@ class Reservation:
 
 def open_table(spool: "Spool") -> int:
     """Return a descriptor of the spool's table of reservations, made where it is missing."""
-    fd = os.open(
-        "reservations", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=spool.root_fd
-    )
+    fd = os.open("reservations", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=spool.root_fd)
     if os.fstat(fd).st_size < _TABLE_BYTES:
         os.posix_fallocate(fd, 0, _TABLE_BYTES)
         if os.fstat(fd).st_uid != spool.uid:

@@ -22,14 +22,14 @@ def main(name: str, manual: str, trade: Callable[[settings.Settings], Trade], ar
     parser.add_argument("--settings", metavar="FILE", help="read this configuration file, and no other")
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--once", action="store_true", help="end when nothing is due")
-    mode.add_argument("--linger", metavar="SECONDS", type=float, help="end when there has been nothing to do for so long")
+    mode.add_argument(
+        "--linger", metavar="SECONDS", type=float, help="end when there has been nothing to do for so long"
+    )
     parser.add_argument("--output", choices=("log", "inherit", "discard"), help="override command.output")
     options = parser.parse_args(arguments)
     log = Log.open()
     linger_usec = None if options.linger is None else int(options.linger * 1e6)
-    return program.run(
-        f"coresnap-{name}", lambda: _run(trade, options, linger_usec, log), log.error
-    )
+    return program.run(f"coresnap-{name}", lambda: _run(trade, options, linger_usec, log), log.error)
 
 
 def _run(
@@ -49,7 +49,7 @@ def _run(
 def _teller(log: Log) -> Tell:
     """Return the function that puts a verdict into words."""
 
-    def tell(uuid: str, document: Record | None, verdict: Verdict, stage: str) -> None:
+    def tell(uuid: str, _document: Record | None, verdict: Verdict, stage: str) -> None:
         fields = {"CORESNAP_DUMP": uuid, "CORESNAP_STAGE": stage}
         if verdict.status == "done":
             log.info(f"{uuid}: {verdict.detail or 'done'}; now in {stage}", **fields)
@@ -62,5 +62,3 @@ def _teller(log: Log) -> Tell:
             log.error(f"{uuid}: {verdict.detail}; now in {stage}: `coresnap retry {uuid[:8]}` tries again", **fields)
 
     return tell
-
-

@@ -90,7 +90,7 @@ class Receipt:
             raise BadInput(f"receipt: an object of {', '.join(names)} expected")
         for name, kind in names.items():
             value = document[name]
-            if type(value) is not kind or (kind is str and len(value) > _TEXT_MAX):
+            if type(value) is not kind or (isinstance(value, str) and len(value) > _TEXT_MAX):
                 raise BadInput(f"receipt: {name}: {kind.__name__} expected")
         if document["version"] != RECEIPT_VERSION:
             raise BadInput(f"receipt: version {document['version']}, {RECEIPT_VERSION} expected")

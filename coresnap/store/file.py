@@ -39,7 +39,9 @@ class FileStore:
             os.makedirs(path, 0o700, exist_ok=True)
             self._fd = durable.open_directory(path)
         except OSError as error:
-            raise Parked(f"store file:{path}: {error.strerror}", hint="make the directory, or set send.store") from error
+            raise Parked(
+                f"store file:{path}: {error.strerror}", hint="make the directory, or set send.store"
+            ) from error
 
     def close(self) -> None:
         """Close the directory."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A large core through a pipe: archive against `cat > file`, until the pipe is drained; its memory and blocks on disk."""
+"""A large core through a pipe, until it is drained: archive against `cat > file`. Archive's memory and blocks on disk."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long a crashed process waits for archive's first read, its evidence taken: against an interpreter's bare start."""
+"""How long a crashed process waits for archive's first read, evidence and all: against an interpreter's bare start."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ _VICTIM = f"""
 import mmap, sys
 kept = []
 while sum(1 for _ in open("/proc/self/maps")) < {_MAPS}:
-    kept.append(mmap.mmap(-1, 4096, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, mmap.PROT_READ | len(kept) % 2 * mmap.PROT_WRITE))
+    protection = mmap.PROT_READ | len(kept) % 2 * mmap.PROT_WRITE
+    kept.append(mmap.mmap(-1, 4096, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, protection))
 print(flush=True)
 sys.stdin.read()
 """

@@ -14,6 +14,31 @@ from tests.bench.pairs import Figure
 _NOISY = "the peer's own runs lie more than 1.5 × apart: this machine is noisy, and so is the ratio"
 
 
+_HEAD = """\
+<!-- SPDX-License-Identifier: Apache-2.0 -->
+<!-- Written by `make bench`, which replaces the whole page. -->
+# Benchmarks
+
+Each figure is a ratio to a peer in the same run: one warm-up of both, then pairs in turns, ours and the peer's. A figure
+is the median of the pairs' ratios, with the least and the greatest in brackets; a time is a median of milliseconds with
+the same. Times are wall time of whole processes by the monotonic clock unless something else is said.
+
+| measure | bar | figure | result |
+|---|---|---|---|"""
+_DETAILS = "\n## In detail"
+_MACHINE = "\n## The machine"
+_METHOD = """
+## How the figures are taken
+* Cores are of real crashes. The large one comes from the page cache through a pipe that `cat` feeds; both copies go to the
+  same file system, and each is removed and synced away before the next run. `cat` writes zeros, archive leaves holes.
+* "Drained" is the moment at which the reader closed the pipe, when a crashed process would be let go; what archive does
+  afterwards (fsync, record, rename) is in its wall time. First read and close are seen from outside, by inotify on a
+  FIFO: see `tests/bench/pipe.py`.
+* Memory is wait4(2)'s ru_maxrss; Linux counts it from the size of the program that started the process, the benchmark.
+* systemd-coredump can only be measured where it may own core_pattern: in the virtual machines of the system tests.
+"""
+
+
 def lines(figures: Sequence[Figure]) -> list[str]:
     """Return the results, two or three lines each."""
     text = []
@@ -27,32 +52,8 @@ def page(figures: Sequence[Figure], work: Path) -> str:
     """Return docs/benchmarks.md."""
     rows = [f"| {figure.measure} | {figure.bar} | {figure.figure} | {figure.result} |" for figure in figures]
     details = [f"* {figure.measure}: {'; '.join(_notes(figure))}." for figure in figures if _notes(figure)]
-    return f"""<!-- SPDX-License-Identifier: Apache-2.0 -->
-<!-- Written by `make bench`, which replaces the whole page. -->
-# Benchmarks
-
-Each figure is a ratio to a peer in the same run: one warm-up of both, then pairs in turns, ours and the peer's. A figure
-is the median of the pairs' ratios, with the least and the greatest in brackets; a time is a median of milliseconds with
-the same. Times are wall time of whole processes by the monotonic clock unless something else is said, memory is wait4(2)'s.
-
-| measure | bar | figure | result |
-|---|---|---|---|
-{os.linesep.join(rows)}
-
-## In detail
-{os.linesep.join(details)}
-
-## The machine
-{os.linesep.join(f"* {fact}" for fact in _machine(work))}
-
-## How the figures are taken
-* The large core is synthetic and comes from the page cache, through a pipe that `cat` feeds; both copies are written to the
-  same file system, and each is removed and synced away before the next run. "Drained" is the moment at which the reader closed
-  the pipe, when a crashed process would be let go; what archive does afterwards (fsync, record, rename) is in its wall time.
-* First read and close are seen from outside, by inotify on a FIFO: see `tests/bench/pipe.py`.
-* What is largest in memory is never below the size of the benchmark itself, from which Linux counts.
-* systemd-coredump can only be measured where it may own core_pattern: in the virtual machines of the system tests.
-"""
+    facts = [f"* {fact}" for fact in _machine(work)]
+    return "\n".join((_HEAD, *rows, _DETAILS, *details, _MACHINE, *facts, _METHOD))
 
 
 def _notes(figure: Figure) -> list[str]:

@@ -74,7 +74,8 @@ class Program:
 def start(argv: Sequence[str], *, stdin: int | None = None, stdout: int | None = None) -> Program:
     """Start `argv[0]`, an absolute path, with /dev/null for a standard input or output that is not given.
 
-    Standard error is kept in memory. The environment is clean, and all other descriptors of ours are closed on exec, as Python makes them.
+    Standard error is kept in memory, the environment is clean, and SIGPIPE, which Python ignores, ends a program again.
+    All other descriptors of ours are closed on exec, as Python makes them.
     """
     actions: list[tuple[int, int, int] | tuple[int, int, str, int, int]] = []
     for target, fd in enumerate((stdin, stdout)):
@@ -85,7 +86,7 @@ def start(argv: Sequence[str], *, stdin: int | None = None, stdout: int | None =
     stderr_fd = os.memfd_create("stderr")
     actions.append((os.POSIX_SPAWN_DUP2, stderr_fd, 2))
     started_nsec = time.monotonic_ns()
-    pid = os.posix_spawn(argv[0], list(argv), _ENVIRONMENT, file_actions=actions)
+    pid = os.posix_spawn(argv[0], list(argv), _ENVIRONMENT, file_actions=actions, setsigdef=[signal.SIGPIPE])
     return Program(argv, pid, started_nsec, stderr_fd)
 
 

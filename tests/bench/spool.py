@@ -60,7 +60,8 @@ class Spool:
     def daemon(self, *arguments: str) -> list[str]:
         """Return the command of coresnapd."""
         program = str(REPOSITORY / "coresnap/daemon.py")
-        return python("-I", program, "--settings", str(self.configuration), "--compiled", str(self.settings), *arguments)
+        files = ["--settings", str(self.configuration), "--compiled", str(self.settings)]
+        return python("-I", program, *files, *arguments)
 
     def dumps(self, stage: str) -> list[Path]:
         """Return the dumps of a stage."""

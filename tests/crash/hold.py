@@ -129,7 +129,9 @@ def by_kernel(directory: str, argv: list[str]) -> dict[str, Any]:
         return {"error": f"{argv[0]} did not die of a signal"}
     cores = [name for name in os.listdir(directory) if name.startswith("core")]
     if not tracer.code & CORE_FLAG or not cores:
-        return {"error": f"{argv[0]} died of signal {tracer.code & 0x7F}, and the kernel wrote no core ({tracer.code:#x}, {cores})"}
+        return {
+            "error": f"{argv[0]} died of signal {tracer.code & 0x7F}, and the kernel wrote no core ({tracer.code:#x}, {cores})"
+        }
     return describe(pid, tracer.last[0], tracer.code & 0x7F, os.path.join(directory, cores[0]), "kernel")
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from coresnap.cli import dumps, manual, why
+from coresnap.cli import dumps, manual, parse, why
 from coresnap.ground.errors import Refused
 from coresnap.spool import ledger, stages
 from coresnap.spool.stages import Spool
@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 class Eventful(Spool):
     """A spool in which something happens after a stage has been listed."""
 
-    events: dict[str, Callable[[Spool], None]]
+    def __init__(self, path: Path, **events: Callable[[Spool], None]) -> None:
+        super().__init__(str(path))
+        self.events = events
 
     def uuids(self, stage: str) -> list[str]:
         found = super().uuids(stage)
@@ -53,8 +55,7 @@ def _remove(uuid: str) -> Callable[[Spool], None]:
 def test_a_dump_that_moves_on_is_found_once(tmp_path: Path, after: str) -> None:
     made = spools.make(tmp_path)
     uuid = spools.add(made)
-    with Eventful(str(made.root)) as spool:
-        spool.events = {after: _move(uuid, "pending", "sending")}
+    with Eventful(made.root, **{after: _move(uuid, "pending", "sending")}) as spool:
         (entry,) = dumps.look_all(spool)
     assert (entry.stage, entry.uuid, entry.problem) == ("sending", uuid, "")
 
@@ -62,8 +63,7 @@ def test_a_dump_that_moves_on_is_found_once(tmp_path: Path, after: str) -> None:
 def test_a_dump_that_goes_back_is_found(tmp_path: Path) -> None:
     made = spools.make(tmp_path)
     uuid = spools.add(made, "failed")
-    with Eventful(str(made.root)) as spool:
-        spool.events = {"failed": _move(uuid, "failed", "pending")}
+    with Eventful(made.root, **{"failed": _move(uuid, "failed", "pending")}) as spool:
         (entry,) = dumps.look_all(spool)
     assert (entry.stage, entry.uuid) == ("pending", uuid)
 
@@ -71,16 +71,14 @@ def test_a_dump_that_goes_back_is_found(tmp_path: Path) -> None:
 def test_a_dump_that_is_removed_meanwhile_is_no_dump(tmp_path: Path) -> None:
     made = spools.make(tmp_path)
     uuid = spools.add(made)
-    with Eventful(str(made.root)) as spool:
-        spool.events = {"failed": _remove(uuid)}
+    with Eventful(made.root, **{"failed": _remove(uuid)}) as spool:
         assert dumps.look_all(spool) == []
 
 
 def test_open_dump_follows_a_dump_that_moves(tmp_path: Path) -> None:
     made = spools.make(tmp_path)
     uuid = spools.add(made)
-    with Eventful(str(made.root)) as spool:
-        spool.events = {"pending": _move(uuid, "pending", "committed")}
+    with Eventful(made.root, **{"pending": _move(uuid, "pending", "committed")}) as spool:
         with dumps.open_dump(spool, f"pending/{uuid[:8]}") as dump:
             assert dump.stage == "committed"
 
@@ -96,15 +94,13 @@ def test_why_still_reads_the_other_ledger_without_a_spool(
     shutil.move(made.root / "ledger", fallback / "ledger")
     shutil.rmtree(made.root)
     monkeypatch.setattr(ledger, "FALLBACK", str(fallback))
-    from coresnap.cli import command_parser
-
-    assert why.run(command_parser("why").parse_intermixed_args(["99", "--settings", str(made.configuration)])) == 0
+    assert why.run(parse("why", ["99", "--settings", str(made.configuration)])) == 0
     shown = capsys.readouterr()
     assert "vim (pid 99)" in shown.out
     assert "to do: mount its file system" in shown.out
     assert "No such file or directory" in shown.err
     with pytest.raises(Refused):
-        why.run(command_parser("why").parse_intermixed_args(["98", "--settings", str(made.configuration)]))
+        why.run(parse("why", ["98", "--settings", str(made.configuration)]))
 
 
 def test_the_manual_page_is_up_to_date() -> None:

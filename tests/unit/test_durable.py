@@ -21,7 +21,9 @@ def directory(tmp_path: Path) -> Iterator[int]:
     os.close(fd)
 
 
-def test_short_and_interrupted_writes_are_carried_on(directory: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_short_and_interrupted_writes_are_carried_on(
+    directory: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     calls = 0
 
     def hinder(operation: str, _name: str) -> int | None:

@@ -73,7 +73,9 @@ def test_a_directory_that_is_not_there_costs_only_the_victims_part(source_fd: in
     assert "proc/status" in reading.missing()
 
 
-def test_a_read_that_blocks_is_abandoned_at_the_deadline(tmp_path: Path, source_fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_read_that_blocks_is_abandoned_at_the_deadline(
+    tmp_path: Path, source_fd: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The block is real: a comm that is a FIFO would be refused, so the child's read waits on a lock that never opens."""
     (tmp_path / "status").write_bytes(b"Name:\tx\n")
     (tmp_path / "comm").write_bytes(b"x\n")

@@ -6,6 +6,7 @@ from __future__ import annotations
 import grp
 import os
 import pwd
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,15 +41,6 @@ def refusal(path: Path) -> BadSettings:
 
 def problems(path: Path) -> list[str]:
     return [problem.line().replace(str(path), "FILE") for problem in settings.examine(path)[1]]
-
-
-def absent_account() -> str:
-    name = next(name for number in range(1000) if (name := f"nobody-{number}"))
-    with pytest.raises(KeyError):
-        pwd.getpwnam(name)
-    with pytest.raises(KeyError):
-        grp.getgrnam(name)
-    return name
 
 
 # The table
@@ -333,7 +325,22 @@ def test_a_huge_file(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    "line",
+    ["a=\n", "snapshot.jobz = 1\n", "x\n", "snapshot.jobs = 1" + " " * 8000 + "1\n"],
+    ids=["short", "close", "no value", "space"],
+)
+def test_a_file_of_nothing_but_wrong_lines_takes_no_time(tmp_path: Path, line: str) -> None:
+    path = conf(tmp_path, line * ((1 << 20) // len(line)))
+    before_nsec = time.process_time_ns()
+    assert len(problems(path)) == 100
+    assert time.process_time_ns() - before_nsec < 10 * 10**9
+
+
 def test_too_many_rules(tmp_path: Path) -> None:
+    loaded = settings.load(conf(tmp_path, "format.1 = p %e x\n" * 256))
+    assert validate(loaded) == []
+    assert len(loaded.formats) == 257, "the built-in one is behind them"
     [problem] = problems(conf(tmp_path, "format.1 = p %e x\n" * 257))
     assert problem.startswith("FILE:257: `format.1 = p %e x`: more than 256 rules")
 
@@ -362,15 +369,15 @@ def test_without_a_bare_rule_the_default_project_remains(tmp_path: Path) -> None
 
 
 def test_a_user_who_is_asked_for_has_to_exist(tmp_path: Path) -> None:
-    name = absent_account()
+    name = "no-such-account"
     user, group = problems(conf(tmp_path, f"dump.user = {name}\ndump.group = {name}\n"))
     assert user.startswith(f"FILE:1: `dump.user = {name}`: there is no such user on this machine: allowed: ")
     assert group.startswith(f"FILE:2: `dump.group = {name}`: there is no such group on this machine")
 
 
 def test_users_by_number_need_no_name(tmp_path: Path) -> None:
-    loaded = settings.load(conf(tmp_path, "dump.user = 54321\ndump.group = 54322\n"))
-    assert loaded.dump_owner() == (0o600, 54321, 54322)
+    loaded = settings.load(conf(tmp_path, "dump.user = 3999999999\ndump.group = 54322\n"))
+    assert loaded.dump_owner() == (0o600, 3999999999, 54322)
     assert loaded.warnings == ()
 
 

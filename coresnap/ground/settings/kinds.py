@@ -76,7 +76,7 @@ class Text(Kind):
 
 
 PATH = Text(r"/[^\x00-\x1f\x7f]*", "an absolute path")
-USER = Text(r"[A-Za-z_][A-Za-z0-9_.-]{0,30}[$]?|0|[1-9][0-9]{0,8}", "the name or number of a user")
+USER = Text(r"[A-Za-z_][A-Za-z0-9_.-]{0,30}[$]?|0|[1-9][0-9]{0,8}|[1-3][0-9]{9}", "the name or number of a user")
 GROUP = Text(USER.pattern, "the name or number of a group")
 STORE = Text(r"file:/[^\x00-\x1f\x7f]+", "`file:` and the absolute path of a directory")
 
@@ -317,7 +317,7 @@ class Rules(Kind):
             "required": list(properties),
             "additionalProperties": False,
         }
-        return {"type": "array", "items": item, "minItems": 1, "maxItems": MAX_RULES}
+        return {"type": "array", "items": item, "minItems": 1, "maxItems": MAX_RULES + 1}
 
     def allowed(self) -> str:
         return "PROJECT, or PROJECT %e REGEX"

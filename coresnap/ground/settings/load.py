@@ -114,7 +114,8 @@ def _drop_ins(file: str) -> list[str]:
     except (FileNotFoundError, NotADirectoryError):
         return []
     except (OSError, ValueError) as error:
-        raise BadSettings(f"{printable(directory)}: cannot be read: {error}") from None
+        why = error.strerror if isinstance(error, OSError) else str(error)
+        raise BadSettings(f"{printable(directory)}: cannot be read: {why}") from None
     if len(names) > _MAX_DROP_INS:
         raise BadSettings(f"{printable(directory)}: more than {_MAX_DROP_INS} drop-ins")
     return [os.path.join(directory, name) for name in sorted(names)]
@@ -141,6 +142,8 @@ class _Merge:
             return
         seen: dict[str, Directive] = {}
         for directive in directives:
+            if len(self._found) >= reader.MAX_PROBLEMS:
+                break
             try:
                 self._take(directive, seen)
             except ValueError as error:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 MAX_FILE_BYTES = 1 << 20
 MAX_LINE_BYTES = 8 << 10
+#: So many wrong lines in a file, and the rest is not looked at.
+MAX_PROBLEMS = 100
 _MAX_NAME = 128
 _SECTION = "settings"
 
@@ -88,6 +90,8 @@ def _lines(path: str, data: bytes, problems: list[Problem]) -> Iterator[str]:
             text = _line(stripped)
         except ValueError as error:
             problems.append((number, BadSettings(f"{printable(path)}:{number}: {error}")))
+            if len(problems) == MAX_PROBLEMS:
+                return
             continue
         if text:
             yield f"{number} {text}\n"
