@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from coresnap.ground import durable, settings
 from coresnap.ground.errors import BadInput, Refused, TryLater
+from coresnap.ground.text import printable
 from coresnap.spool import record, stages
 from coresnap.spool.stages import Dump, Spool
 
@@ -43,19 +45,27 @@ def open_spool(root: str) -> Spool:
 
 @dataclass(frozen=True)
 class Entry:
-    """A dump as it was found. Where `record` is None, `problem` says why."""
+    """A dump as it was found. Where `record` is None, `problem` says why, and `names` are its files."""
 
     stage: str
     uuid: str
     time_usec: int
-    files: tuple[str, ...]
     record: Record | None
-    problem: str
+    problem: str = ""
+    names: tuple[str, ...] = ()
 
     @property
     def short(self) -> str:
         """The dump as a person names it."""
         return f"{self.stage}/{self.uuid[:SHORT]}..."
+
+    def has(self, name: str) -> bool:
+        """Say whether the dump has a file, complete: what the record says, or else the directory."""
+        if self.record is None:
+            return name in self.names
+        return name == CORE or bool(
+            self.record["snapshot"] if name == SNAPSHOT else self.record["assets"]["size_bytes"]
+        )
 
     @property
     def disk_bytes(self) -> int:
@@ -68,35 +78,40 @@ class Entry:
 
     def as_json(self) -> dict[str, Any]:
         """Return the dump as `--json` prints it."""
-        return {
-            "stage": self.stage,
-            "uuid": self.uuid,
-            "files": sorted(self.files),
-            "record": self.record,
-            "problem": self.problem or None,
-        }
+        return {"stage": self.stage, "uuid": self.uuid, "record": self.record, "problem": self.problem or None}
 
 
 def look(spool: Spool, stage: str, uuid: str) -> Entry | None:
     """Read a dump's record; None where the dump is not, or no longer, in that stage."""
     try:
-        fd = durable.open_directory(uuid, spool.stage_fds[stage])
-    except (FileNotFoundError, NotADirectoryError):
-        return None
+        document = record.parse(durable.read(spool.stage_fds[stage], f"{uuid}/{record.NAME}", record.LIMIT_BYTES))
+        if document["uuid"] == uuid:
+            return Entry(stage, uuid, document["captured"]["time_usec"], document)
+        problem = f"{record.NAME} is of {document['uuid']}"
+    except BadInput as error:
+        problem = error.line().removeprefix(f"{uuid}/")
     except OSError as error:
-        status = os.stat(uuid, dir_fd=spool.stage_fds[stage], follow_symlinks=False)
-        return Entry(stage, uuid, status.st_mtime_ns // 1000, (), None, str(error.strerror))
-    with Dump(uuid, stage, fd) as dump:
-        files = tuple(os.listdir(fd))
+        problem = f"{record.NAME}: {error.strerror}"
+    return _look_without_record(spool.stage_fds[stage], stage, uuid, problem)
+
+
+def _look_without_record(stage_fd: int, stage: str, uuid: str, problem: str) -> Entry | None:
+    """Return what a dump shows of itself where its record cannot be read; None where there is no dump."""
+    names: tuple[str, ...] = ()
+    try:
+        status = os.stat(uuid, dir_fd=stage_fd, follow_symlinks=False)
+        if not stat.S_ISDIR(status.st_mode):
+            return None
+        fd = durable.open_directory(uuid, stage_fd)
         try:
-            document = record.load(dump)
-        except (BadInput, OSError) as error:
-            status = os.fstat(fd)
-            if not status.st_nlink:
-                return None  # it has just been removed
-            problem = error.line() if isinstance(error, BadInput) else f"{record.NAME}: {error.strerror}"
-            return Entry(stage, uuid, status.st_mtime_ns // 1000, files, None, problem)
-    return Entry(stage, uuid, document["captured"]["time_usec"], files, document, "")
+            names = tuple(os.listdir(fd))
+        finally:
+            os.close(fd)
+    except FileNotFoundError:
+        return None
+    except OSError:
+        pass  # it may be there, but not be looked into
+    return Entry(stage, uuid, status.st_mtime_ns // 1000, None, problem, names)
 
 
 def look_all(spool: Spool, names: Sequence[str] = LISTED) -> list[Entry]:
@@ -173,6 +188,6 @@ def load_record(dump: Dump) -> Record:
     try:
         return record.load(dump)
     except BadInput as error:
-        raise BadInput(f"{dump.stage}/{dump.uuid}: {error}", hint=error.hint) from error
+        raise BadInput(f"{dump.stage}/{dump.uuid}: {printable(str(error))}", hint=error.hint) from error
     except OSError as error:
         raise Refused(f"{dump.stage}/{dump.uuid}: {record.NAME}: {error.strerror}") from error

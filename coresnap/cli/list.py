@@ -9,7 +9,7 @@ the executable; the time of the crash; what it takes on the disk. The last line 
 
 A dump whose record cannot be read is listed with ? and a note on standard error.
 
---json prints one array, in the same order: stage, uuid, files, record (dump.json, whole) and problem (why the record
+--json prints one array, in the same order: stage, uuid, record (dump.json, whole) and problem (why the record
 is null).
 
 examples:
@@ -24,7 +24,7 @@ import json
 from typing import TYPE_CHECKING
 
 from coresnap.cli import dumps, terminal, words
-from coresnap.ground.text import human_bytes
+from coresnap.ground.text import human_bytes, printable
 from coresnap.spool import stages
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
         terminal.note("no such dump" if found else "no dumps")
     for entry in found:
         if entry.problem and entry.stage != stages.STAGING:
-            terminal.note(f"{entry.stage}/{entry.uuid}: {entry.problem}")
+            terminal.note(f"{entry.stage}/{entry.uuid}: {printable(entry.problem)}")
     return 0
 
 
@@ -102,7 +102,7 @@ def _print(entries: Sequence[Entry], *, whole: bool) -> None:
 
 
 def _row(entry: Entry, whole: bool) -> tuple[str, str, str, str, str]:
-    flags = "".join(flag if name in entry.files else "-" for name, flag in _FLAGS)
+    flags = "".join(flag if entry.has(name) else "-" for name, flag in _FLAGS)
     where = f"{entry.stage}/{entry.uuid}" if whole else entry.short
     time = words.when(entry.time_usec)
     if entry.record is None:

@@ -16,9 +16,10 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from coresnap.cli import dumps, kernel, terminal, words
-from coresnap.ground import settings
+from coresnap.ground import durable, settings
 from coresnap.ground.text import human_bytes, printable
 from coresnap.spool import ledger, stages
+from coresnap.spool.stages import Dump
 
 if TYPE_CHECKING:
     import argparse
@@ -77,10 +78,10 @@ def _stage(spool: Spool, stage: str, entries: list[dumps.Entry]) -> dict[str, An
 
 def _disk_bytes(spool: Spool, entry: dumps.Entry) -> int:
     """Return what the dump really takes; nothing where it has just moved, or may not be looked into."""
-    path = f"{entry.stage}/{entry.uuid}"
     try:
-        names = (f"{path}/{name}" for name in entry.files)
-        return sum(os.stat(name, dir_fd=spool.root_fd, follow_symlinks=False).st_blocks for name in names) * 512
+        fd = durable.open_directory(entry.uuid, spool.stage_fds[entry.stage])
+        with Dump(entry.uuid, entry.stage, fd) as dump:
+            return dump.disk_bytes()
     except OSError:
         return 0
 

@@ -13,7 +13,10 @@ def _notify(message: str) -> None:
         import sdnotify
     except ImportError:
         return
-    sdnotify.SystemdNotifier().notify(message)
+    notifier = sdnotify.SystemdNotifier()
+    notifier.notify(message)
+    if notifier.socket is not None:
+        notifier.socket.close()  # it leaves that to its user
 
 
 def ready() -> None:

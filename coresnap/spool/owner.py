@@ -103,6 +103,8 @@ class Owner:
             try:
                 while True:
                     self._start_due()
+                    if not once:
+                        self._keep_one_ready()
                     busy = [worker for worker in self.workers if worker.dump is not None]
                     if busy or self.known:
                         idle_since_usec = _now_usec()
@@ -119,15 +121,28 @@ class Owner:
                     if watch.fd in ready:
                         watch.drain()
                         self._scan()
-                    for worker in busy:
-                        if worker.socket.fileno() in ready:
-                            self._take_answer(worker)
-                        elif _now_usec() >= worker.deadline_usec:
-                            self._end_worker(worker)
-                            self._conclude(worker, None)
+                    for worker in list(self.workers):
+                        self._look_at(worker, ready)
             finally:
                 for worker in list(self.workers):
                     self._end_worker(worker)
+
+    def _look_at(self, worker: _Worker, ready: set[int]) -> None:
+        """Take a worker's answer, or act on its death or its delay."""
+        answered = worker.socket.fileno() in ready
+        if worker.dump is None:
+            if answered:  # it has nothing to say: it died
+                self._end_worker(worker)
+        elif answered:
+            self._take_answer(worker)
+        elif _now_usec() >= worker.deadline_usec:
+            self._end_worker(worker)
+            self._conclude(worker, None)
+
+    def _keep_one_ready(self) -> None:
+        """Have a worker started before the dump comes that it is for."""
+        if len(self.workers) < self.trade.workers and all(worker.dump for worker in self.workers):
+            self._new_worker()
 
     def _poll(self, poll: select.poll, wait_usec: int) -> set[int]:
         for worker in self.workers:

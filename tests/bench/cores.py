@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from tests import crash
@@ -19,21 +20,25 @@ _PAGE_BYTES = 4096
 
 def large(core: Path) -> None:
     """Have a program of one thread die, and leave its core of 1.2 GB in the file `core`. Raises Unmeasurable."""
-    _take(core, ["null", "1", str(_LARGE_MIB)])
+    with _held("null", "1", str(_LARGE_MIB)) as victim:
+        victim.core.rename(core)
 
 
-def small(core: Path) -> str:
-    """Have a small program of a few threads die, and leave its core; return its path. Raises Unmeasurable."""
-    return _take(core, ["segv", str(_SMALL_THREADS)])
+@contextmanager
+def small() -> Iterator[crash.Crash]:
+    """Have a small program of a few threads die, and hold it. Raises Unmeasurable."""
+    with _held("segv", str(_SMALL_THREADS)) as victim:
+        yield victim
 
 
-def _take(core: Path, arguments: Sequence[str]) -> str:
-    try:
-        with crash.crash([crash.build("crash"), *arguments]) as held:
-            held.core.rename(core)
-            return held.exe
-    except (OSError, RuntimeError, subprocess.CalledProcessError) as error:
-        raise Unmeasurable(f"no core of a real crash: {error}") from error
+@contextmanager
+def _held(*arguments: str) -> Iterator[crash.Crash]:
+    with ExitStack() as stack:
+        try:
+            victim = stack.enter_context(crash.crash([crash.build("crash"), *arguments]))
+        except (OSError, RuntimeError, subprocess.CalledProcessError) as error:
+            raise Unmeasurable(f"no core of a real crash: {error}") from error
+        yield victim
 
 
 def nonzero_page_bytes(core: Path) -> int:

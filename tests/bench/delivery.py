@@ -97,11 +97,10 @@ def _coresnapd(spool: Spool) -> Iterator[None]:
 
 def measure(work: Path, runs: int) -> list[Figure]:
     """Return the figure. Raises Unmeasurable."""
-    core = work / "core"
-    executable = cores.small(core)
     watched, by_hand = Spool.make(work / "watched"), Spool.make(work / "by-hand")
-    with core.open("rb") as file, _coresnapd(watched):
-        delivery = _Delivery(file.fileno(), executable, watched, by_hand)
+    with cores.small() as crashed, crashed.core.open("rb") as core, _coresnapd(watched):
+        delivery = _Delivery(core.fileno(), crashed.exe, watched, by_hand)
         pairs = alternate(runs, delivery.deliver, delivery.do_by_hand)
-    detail = f"core of {core.stat().st_size / 1e6:.1f} MB, a real crash; {pairs.detail('to the receipt', 'by hand')}"
+        core_bytes = os.fstat(core.fileno()).st_size
+    detail = f"core of {core_bytes / 1e6:.1f} MB, a real crash; {pairs.detail('to the receipt', 'by hand')}"
     return [judge(MEASURE, PEER, 2, pairs, detail)]

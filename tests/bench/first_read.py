@@ -55,16 +55,14 @@ def _victim() -> Iterator[int]:
 
 def measure(work: Path, runs: int) -> list[Figure]:
     """Return the figure. Raises Unmeasurable."""
-    core = work / "core"
-    cores.small(core)
     spool = Spool.make(work / "first-read")
-    with _victim() as pid:
+    with cores.small() as crashed, _victim() as pid:
         arguments = [str(pid), str(pid), str(os.getuid()), str(os.getgid()), "11", str(int(time.time()))]
         command = spool.archive(*arguments, "0", "1", "", sys.executable.replace("/", "!"))
 
         def first_read() -> int:
             with WatchedPipe(work, IN_ACCESS) as pipe:
-                feeder = pipe.feed(core)  # as the kernel does: the core waits in the pipe before archive runs
+                feeder = pipe.feed(crashed.core)  # as the kernel does: the core waits in the pipe before archive runs
                 program = start(command, stdin=pipe.read_fd)
                 pipe.let_go()
                 read_usec = (pipe.event_nsec() - program.started_nsec) // 1000

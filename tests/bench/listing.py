@@ -32,7 +32,7 @@ for stage in os.scandir(sys.argv[1]):
 def measure(work: Path, runs: int) -> list[Figure]:
     """Return the figure. Raises Unmeasurable."""
     spool = Spool.make(work / "listing")
-    _fill(spool, work)
+    _fill(spool)
     command = python("-c", _CONSOLE_SCRIPT, "list", "--settings", str(spool.configuration))
     loop = python("-c", _LOOP, str(spool.root))
     os.chdir(REPOSITORY)
@@ -41,18 +41,17 @@ def measure(work: Path, runs: int) -> list[Figure]:
     return [judge(MEASURE, PEER, 3, pairs, pairs.detail("list", "the loop"))]
 
 
-def _fill(spool: Spool, work: Path) -> None:
-    """Have archive make one dump, and copy it to a thousand in all."""
-    core = work / "core"
-    cores.small(core)
-    with core.open("rb") as file:
-        run(spool.archive(), stdin=file.fileno())
-    first = spool.only_dump("pending")
+def _fill(spool: Spool) -> None:
+    """Have a real crash go all the way once, and copy its dump to a thousand in all."""
+    with cores.small() as crashed, crashed.core.open("rb") as core:
+        run(spool.archive(*crashed.core_pattern()), stdin=core.fileno())
+    run(spool.daemon("--once"))
+    first = spool.only_dump("committed")
     document = json.loads((first / "dump.json").read_bytes())
     names = [entry.name for entry in first.iterdir() if entry.name != "dump.json"]
-    for number in range(1, _DUMPS):
+    for _ in range(_DUMPS - 1):
         document["uuid"] = str(uuid.uuid4())
-        dump = spool.root / ("pending", "committed")[number % 2] / document["uuid"]
+        dump = first.parent / document["uuid"]
         dump.mkdir(0o700)
         (dump / "dump.json").write_text(json.dumps(document))
         for name in names:

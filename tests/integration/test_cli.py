@@ -119,7 +119,6 @@ def test_list_json_has_the_whole_record(made: Made) -> None:
     assert dump == {
         "stage": "failed",
         "uuid": A,
-        "files": ["assets.tar", "core", "dump.json"],
         "record": made.record("failed", A),
         "problem": None,
     }
@@ -139,8 +138,9 @@ def test_nothing_there_is_no_output_and_no_error(made: Made) -> None:
         (b'{"version": 1}', "dump.json: document: an object of"),
         (b"[" * 100000, "dump.json"),
         (b" " * 300000, "more than"),
+        (json.dumps(spools.document(HOSTILE)).encode(), "owned"),
     ],
-    ids=["newer", "cut", "bare", "deep", "large"],
+    ids=["newer", "cut", "bare", "deep", "large", "another's"],
 )
 def test_a_dump_with_an_unreadable_record_is_listed_with_a_note(made: Made, data: bytes, problem: str) -> None:
     spools.add(made, "pending", A)
@@ -160,6 +160,7 @@ def test_a_dump_with_an_unreadable_record_is_listed_with_a_note(made: Made, data
     assert (refused.returncode, refused.stdout) == (65, "")
     assert refused.stderr.count("\n") == 1
     assert f"pending/{A}" in refused.stderr
+    assert "\x1b" not in listed.stderr + refused.stderr
 
 
 def test_a_record_that_is_a_fifo_or_a_link_blocks_nothing(made: Made, tmp_path: Path) -> None:
@@ -699,7 +700,7 @@ def test_a_dump_that_may_not_be_read_is_listed_all_the_same(nobodys: Made) -> No
     assert listed.returncode == 0
     assert "[pending]/2O/" in listed.stdout
     assert f"pending/{A}: dump.json: Permission denied" in listed.stderr
-    assert f"pending/{B}: Permission denied" in listed.stderr
+    assert f"pending/{B}: dump.json: Permission denied" in listed.stderr
     for command in ("info", "dump", "debug"):
         refused = coresnap(nobodys, command, A, user=NOBODY)
         assert (refused.returncode, refused.stderr.count("\n")) == (69, 1), command

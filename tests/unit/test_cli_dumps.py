@@ -28,7 +28,9 @@ class Eventful(Spool):
 
     def uuids(self, stage: str) -> list[str]:
         found = super().uuids(stage)
-        self.events.pop(stage, lambda _spool: None)(self)
+        event = self.events.pop(stage, None)
+        if event:
+            event(self)
         return found
 
 
@@ -63,7 +65,7 @@ def test_a_dump_that_moves_on_is_found_once(tmp_path: Path, after: str) -> None:
 def test_a_dump_that_goes_back_is_found(tmp_path: Path) -> None:
     made = spools.make(tmp_path)
     uuid = spools.add(made, "failed")
-    with Eventful(made.root, **{"failed": _move(uuid, "failed", "pending")}) as spool:
+    with Eventful(made.root, failed=_move(uuid, "failed", "pending")) as spool:
         (entry,) = dumps.look_all(spool)
     assert (entry.stage, entry.uuid) == ("pending", uuid)
 
@@ -71,14 +73,14 @@ def test_a_dump_that_goes_back_is_found(tmp_path: Path) -> None:
 def test_a_dump_that_is_removed_meanwhile_is_no_dump(tmp_path: Path) -> None:
     made = spools.make(tmp_path)
     uuid = spools.add(made)
-    with Eventful(made.root, **{"failed": _remove(uuid)}) as spool:
+    with Eventful(made.root, failed=_remove(uuid)) as spool:
         assert dumps.look_all(spool) == []
 
 
 def test_open_dump_follows_a_dump_that_moves(tmp_path: Path) -> None:
     made = spools.make(tmp_path)
     uuid = spools.add(made)
-    with Eventful(made.root, **{"pending": _move(uuid, "pending", "committed")}) as spool:
+    with Eventful(made.root, pending=_move(uuid, "pending", "committed")) as spool:
         with dumps.open_dump(spool, f"pending/{uuid[:8]}") as dump:
             assert dump.stage == "committed"
 
