@@ -41,7 +41,7 @@ lint: $(VENV)/stamp
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/mypy
-	shellcheck tools/need .ci/run
+	shellcheck tools/need tools/copy-package .ci/run
 
 bench:
 	@tools/need $(DEMO_NEEDS)
@@ -49,6 +49,7 @@ bench:
 
 generate:
 	$(PYTHON) -m coresnap.ground.settings.render
+	$(PYTHON) -m coresnap.cli.manual
 
 # The packages of the project come from PyPI here; nothing of the distribution's is seen.
 $(VENV)/stamp: pyproject.toml
@@ -58,12 +59,19 @@ $(VENV)/stamp: pyproject.toml
 	$(VENV)/bin/pip install --quiet --editable '.[systemd,cysystemd,test,lint]'
 	touch $@
 
-# No build tool is asked for: the package is copied, and its programs are run from where it lies.
-PACKAGE := $(PREFIX)/lib/coresnap/python
+# No build tool is asked for: a program is a file of the package, and finds the package where it lies.
+LIBDIR := $(DESTDIR)$(PREFIX)/lib/coresnap
 install:
-	install -d $(DESTDIR)$(PACKAGE) $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/sbin $(DESTDIR)$(PREFIX)/share/man/man5
-	cd coresnap && find . -name '*.py' -o -name '*.json' -o -name '*.conf' | cpio -pdm --quiet $(abspath $(DESTDIR)$(PACKAGE))/coresnap
-	ln -sf python/coresnap/archive.py $(DESTDIR)$(PREFIX)/lib/coresnap/archive
+	install -d $(LIBDIR) $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/sbin \
+	    $(DESTDIR)$(PREFIX)/share/man/man1 $(DESTDIR)$(PREFIX)/share/man/man5 $(DESTDIR)$(PREFIX)/share/doc/coresnap
+	tools/copy-package coresnap $(LIBDIR)/python/coresnap
+	ln -sf python/coresnap/archive.py $(LIBDIR)/archive
+	ln -sf ../lib/coresnap/python/coresnap/cli/__main__.py $(DESTDIR)$(PREFIX)/bin/coresnap
+	ln -sf ../lib/coresnap/python/coresnap/take_snapshot.py $(DESTDIR)$(PREFIX)/bin/coresnap-snapshot
+	ln -sf ../lib/coresnap/python/coresnap/daemon.py $(DESTDIR)$(PREFIX)/sbin/coresnapd
+	install -m 644 docs/man/*.1 $(DESTDIR)$(PREFIX)/share/man/man1
+	install -m 644 docs/man/*.5 $(DESTDIR)$(PREFIX)/share/man/man5
+	install -m 644 README.md NEWS.md LICENSE coresnap/ground/settings/coresnap.conf $(DESTDIR)$(PREFIX)/share/doc/coresnap
 
 clean:
 	rm -rf build

@@ -1,4 +1,4 @@
-#!/usr/bin/python3
+#!/usr/bin/python3 -I
 # SPDX-License-Identifier: Apache-2.0
 """coresnap process-worker - run defaults.command and snapshot.command on one dump
 
@@ -24,7 +24,7 @@ import time
 from typing import Any
 
 from coresnap.ground import program, runner, wire
-from coresnap.ground.errors import BadInput
+from coresnap.ground.errors import BadInput, CoresnapError
 from coresnap.ground.formats import expand
 
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -55,7 +55,11 @@ def work(connection: socket.socket) -> int:
         return 0
     request, fds = received
     _check(request, fds)
-    wire.send(connection, _process(request, dict(zip(request["files"], fds, strict=True))))
+    try:
+        answer = _process(request, dict(zip(request["files"], fds, strict=True)))
+    except CoresnapError as error:
+        answer = {"version": 1, "status": "failed", "detail": error.line()}
+    wire.send(connection, answer)
     return 0
 
 

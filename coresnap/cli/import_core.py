@@ -26,12 +26,10 @@ from coresnap.cli.terminal import Progress
 from coresnap.ground import elf, settings
 from coresnap.ground.errors import BadInput, CoresnapError
 from coresnap.ground.flat import ArchiveSettings
-from coresnap.ground.settings.table import TABLE
 
 if TYPE_CHECKING:
     import argparse
 
-    from coresnap.ground.settings import Settings
 
 _TRY_LATER = ("quota", "disk-full", "write-error")
 
@@ -46,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     """Run the command."""
     loaded = settings.load(args.settings)
     dumps.open_spool(loaded.dump_root).close()  # refuses here, once, and not for each file
-    archive_settings = _archive_settings(loaded)
+    archive_settings = settings.archive_settings(loaded)
     worst = 0
     for path in args.file:
         try:
@@ -64,16 +62,6 @@ def run(args: argparse.Namespace) -> int:
             terminal.note(f"{path}: not kept: {outcome.reason}: {outcome.detail}")
             worst = max(worst, _exit_status(outcome))
     return worst
-
-
-def _archive_settings(loaded: Settings) -> ArchiveSettings:
-    """Return of the settings what archive would find compiled."""
-    result = ArchiveSettings()
-    for name, setting in TABLE.items():
-        if setting.archive:
-            setattr(result, setting.archive, getattr(loaded, name))
-    _mode, result.uid, result.gid = loaded.dump_owner()
-    return result
 
 
 def _import(path: str, exe: str | None, archive_settings: ArchiveSettings) -> Outcome:

@@ -5,10 +5,13 @@ from __future__ import annotations
 
 import ctypes
 import os
+import struct
 
 from coresnap.ground.errors import Refused
 
 _IN_MOVED_TO, _IN_CREATE, _IN_ATTRIB, _IN_ONLYDIR = 0x80, 0x100, 0x4, 0x01000000
+
+_EVENT = struct.Struct("iIII")
 
 
 class Watch:
@@ -36,10 +39,20 @@ class Watch:
     def __exit__(self, *exception: object) -> None:
         os.close(self.fd)
 
-    def drain(self) -> None:
-        """Take the events that have arrived; the caller looks at the directory itself, so an overflow loses nothing."""
+    def drain(self) -> set[str]:
+        """Take the events that have arrived; return the names that they are about.
+
+        The caller looks at the directory itself, so an overflow of the queue loses nothing. struct inotify_event: watch,
+        mask, cookie, length of the name, then the name, padded with NUL.
+        """
+        names = set()
         try:
-            while os.read(self.fd, 1 << 16):
-                pass
+            while events := os.read(self.fd, 1 << 16):
+                at = 0
+                while at < len(events):
+                    _watch, _mask, _cookie, length = _EVENT.unpack_from(events, at)
+                    at += _EVENT.size + length
+                    names.add(os.fsdecode(events[at - length : at].rstrip(b"\0")))
         except BlockingIOError:
             pass
+        return names

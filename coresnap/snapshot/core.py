@@ -6,7 +6,6 @@ from __future__ import annotations
 import bisect
 import os
 import struct
-
 from dataclasses import dataclass, field
 
 from coresnap.ground import elf
@@ -174,5 +173,3 @@ def _read_files(core: Core, note: bytes) -> None:
             return
         path = names[index][:_PATH_MAX].decode("utf-8", "replace")
         core.mappings.append(Mapping(start, end, offset * page_bytes, path))
-
-

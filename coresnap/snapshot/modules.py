@@ -95,5 +95,3 @@ def _package(data: bytes) -> dict[str, str]:
     if not isinstance(document, dict):
         return {}
     return {key[:64]: value[:256] for key, value in list(document.items())[:32] if isinstance(value, str)}
-
-

@@ -27,7 +27,9 @@ def build(
     listed = modules.list_modules(core)
     names = thread_names(asset.get("proc/task", b""))
     machine = core.header.machine
-    threads = {str(thread.tid): _thread(core, thread, names, listed, index == 0) for index, thread in enumerate(core.threads)}
+    threads = {
+        str(thread.tid): _thread(core, thread, names, listed, index == 0) for index, thread in enumerate(core.threads)
+    }
     report: dict[str, Any] = {
         "uuid": uuid,
         "timestamp": int(os.fstat(core.fd).st_mtime),
@@ -39,7 +41,7 @@ def build(
         "threads": threads,
         "arch": {
             "name": MACHINES[machine],
-            "registers": {name: "u64" for name in core.threads[0].registers},
+            "registers": dict.fromkeys(core.threads[0].registers, "u64"),
         },
         "attributes": _attributes(core, asset, executable, more, len(threads)),
         "annotations": _annotations(core, listed, [*core.missing, *missing]),
@@ -64,7 +66,11 @@ def _thread(core: Core, thread: Thread, names: dict[int, str], listed: list[Modu
 
 
 def _module(module: Module) -> dict[str, Any]:
-    result: dict[str, Any] = {"path": module.path[:_TEXT_MAX], "start": str(module.start), "size": str(module.end - module.start)}
+    result: dict[str, Any] = {
+        "path": module.path[:_TEXT_MAX],
+        "start": str(module.start),
+        "size": str(module.end - module.start),
+    }
     if module.build_id:
         result["build_id"] = module.build_id
     if module.package:

@@ -119,7 +119,7 @@ class Owner:
                         if caught.stop:
                             return
                     if watch.fd in ready:
-                        watch.drain()
+                        self.known -= watch.drain()  # what was touched is looked at anew: `coresnap retry` does that
                         self._scan()
                     for worker in list(self.workers):
                         self._look_at(worker, ready)

@@ -58,7 +58,19 @@ def test_a_held_crash_is_captured_whole(site: Site) -> None:
         assert member.read() == maps
         assert [line.split(b"\t")[2] for line in tasks.read().splitlines()] == [b"worker-%d" % n for n in range(4)]
     for name in (
-        *("status", "maps", "smaps_rollup", "limits", "cgroup", "mountinfo", "cmdline", "comm", "environ", "auxv", "stat"),
+        *(
+            "status",
+            "maps",
+            "smaps_rollup",
+            "limits",
+            "cgroup",
+            "mountinfo",
+            "cmdline",
+            "comm",
+            "environ",
+            "auxv",
+            "stat",
+        ),
         *("io", "fd", "exe", "cwd", "root", "task"),
     ):
         assert f"proc/{name}" in names
@@ -227,7 +239,15 @@ def test_broken_settings_do_not_stop_a_capture(tmp_path: Path, real_core: Path, 
     settings.write_text(text)
     argv = [*ARCHIVE, "--settings", str(settings)]
     inner = 'mount -t tmpfs run /run && exec "$@"'
-    unshare = ["unshare", "--mount", *([] if os.getuid() == 0 else ["--user", "--map-root-user"]), "sh", "-c", inner, "sh"]
+    unshare = [
+        "unshare",
+        "--mount",
+        *([] if os.getuid() == 0 else ["--user", "--map-root-user"]),
+        "sh",
+        "-c",
+        inner,
+        "sh",
+    ]
     with real_core.open("rb") as source:
         done = subprocess.run([*unshare, *argv], stdin=source, capture_output=True, text=True, check=False)
     assert says in done.stderr

@@ -80,9 +80,9 @@ def test_a_dump_that_is_removed_meanwhile_is_no_dump(tmp_path: Path) -> None:
 def test_open_dump_follows_a_dump_that_moves(tmp_path: Path) -> None:
     made = spools.make(tmp_path)
     uuid = spools.add(made)
-    with Eventful(made.root, pending=_move(uuid, "pending", "committed")) as spool:
-        with dumps.open_dump(spool, f"pending/{uuid[:8]}") as dump:
-            assert dump.stage == "committed"
+    event = _move(uuid, "pending", "committed")
+    with Eventful(made.root, pending=event) as spool, dumps.open_dump(spool, f"pending/{uuid[:8]}") as dump:
+        assert dump.stage == "committed"
 
 
 def test_why_still_reads_the_other_ledger_without_a_spool(

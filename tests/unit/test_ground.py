@@ -44,7 +44,13 @@ def test_sizes_and_spans() -> None:
 
 def test_formats_expand_after_splitting() -> None:
     values = {"c": "/a b", "e": "%c"}
-    assert formats.expand(["-o%c", "%e", "100%%", "%%c", "x%cy%e"], values) == ["-o/a b", "%c", "100%", "%c", "x/a by%c"]
+    assert formats.expand(["-o%c", "%e", "100%%", "%%c", "x%cy%e"], values) == [
+        "-o/a b",
+        "%c",
+        "100%",
+        "%c",
+        "x/a by%c",
+    ]
 
 
 @pytest.mark.parametrize("word", ["%", "x%", "%z", "%c%"])
@@ -85,7 +91,7 @@ def test_a_watch_wakes_for_a_rename_into_the_directory(tmp_path: Path) -> None:
         assert select.select([watch.fd], [], [], 0)[0] == []
         (tmp_path / "dump").rename(tmp_path / "there" / "dump")
         assert select.select([watch.fd], [], [], 10)[0] == [watch.fd]
-        watch.drain()
+        assert watch.drain() == {"dump"}
         assert select.select([watch.fd], [], [], 0)[0] == []
     os.close(fd)
     with Path("/dev/null").open() as file, pytest.raises(Refused, match="inotify"):

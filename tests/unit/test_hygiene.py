@@ -16,7 +16,16 @@ _WITHOUT = {"LICENSE", ".gitignore"}
 
 
 def _tracked() -> list[Path]:
-    argv = ["git", "-c", f"safe.directory={_REPOSITORY}", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    argv = [
+        "git",
+        "-c",
+        f"safe.directory={_REPOSITORY}",
+        "ls-files",
+        "-z",
+        "--cached",
+        "--others",
+        "--exclude-standard",
+    ]
     if shutil.which("git") is None or not (_REPOSITORY / ".git").exists():
         return [path for path in _REPOSITORY.rglob("*.py") if "build" not in path.parts]
     names = subprocess.run(argv, cwd=_REPOSITORY, capture_output=True, text=True, check=True).stdout
@@ -45,9 +54,22 @@ def test_no_path_of_a_private_machine() -> None:
     assert not found
 
 
-@pytest.mark.parametrize("name", ["tools/need", ".ci/run"])
+@pytest.mark.parametrize("name", ["tools/need", "tools/copy-package", ".ci/run"])
 def test_scripts_are_executable(name: str) -> None:
     assert (_REPOSITORY / name).stat().st_mode & 0o111
+
+
+def test_what_is_installed_runs(tmp_path: Path) -> None:
+    """Every program finds its package where it was installed, from any directory, with no help of the environment."""
+    argv = ["make", "install", f"DESTDIR={tmp_path}", "PREFIX=/usr/local"]
+    subprocess.run(argv, cwd=_REPOSITORY, check=True, capture_output=True)
+    installed = tmp_path / "usr" / "local"
+    for program in ("bin/coresnap", "bin/coresnap-snapshot", "sbin/coresnapd", "lib/coresnap/archive"):
+        done = subprocess.run(
+            [installed / program, "--help"], cwd="/", env={}, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        assert program.rpartition("/")[2] in done.stdout
 
 
 def test_archive_is_executable_and_isolated() -> None:

@@ -18,7 +18,13 @@ _LEVELS = {"ground": 0, "spool": 1, **dict.fromkeys(_DOMAINS, 2)}
 _HELD = {
     *("coresnap", "coresnap.capture", "coresnap.capture.capture", "coresnap.capture.copy", "coresnap.capture.evidence"),
     *("coresnap.capture.victim", "coresnap.ground", "coresnap.ground.durable", "coresnap.ground.elf"),
-    *("coresnap.ground.errors", "coresnap.ground.flat", "coresnap.spool", "coresnap.spool.quota", "coresnap.spool.stages"),
+    *(
+        "coresnap.ground.errors",
+        "coresnap.ground.flat",
+        "coresnap.spool",
+        "coresnap.spool.quota",
+        "coresnap.spool.stages",
+    ),
     *("errno", "fcntl", "select", "struct", "_struct", "time"),
 }
 
@@ -80,7 +86,9 @@ def test_only_the_runner_runs_programs() -> None:
     users = {
         str(path.relative_to(_PACKAGE))
         for path in _modules()
-        if any(word in path.read_text() for word in ("import subprocess", "os.exec", "os.spawn", "os.system", "os.popen"))
+        if any(
+            word in path.read_text() for word in ("import subprocess", "os.exec", "os.spawn", "os.system", "os.popen")
+        )
     }
     assert users <= {"ground/runner.py", "cli/debug.py"}
 

@@ -41,7 +41,20 @@ def _received(kind: str, blocked: str) -> list[str]:
     """Log two lines where a journal or a syslog listens, with some packages not to be had; return the datagrams."""
     mounts = "mount -t tmpfs run /run && mount -t tmpfs dev /dev && "
     root = [] if os.getuid() == 0 else ["--user", "--map-root-user"]
-    argv = ["unshare", "--mount", *root, "sh", "-c", f"{mounts} exec \"$@\"", "sh", sys.executable, "-c", _LISTENER, kind, blocked]
+    argv = [
+        "unshare",
+        "--mount",
+        *root,
+        "sh",
+        "-c",
+        f'{mounts} exec "$@"',
+        "sh",
+        sys.executable,
+        "-c",
+        _LISTENER,
+        kind,
+        blocked,
+    ]
     done = subprocess.run(argv, cwd=_REPOSITORY, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0, done.stderr
     received: list[str] = json.loads(done.stdout)

@@ -15,14 +15,23 @@ if TYPE_CHECKING:
 
 def compile(settings: Settings) -> bytes:  # noqa: A001  # it is used as settings.compile
     """Return the flat file: users, units and modes resolved to numbers."""
-    _mode, uid, gid = settings.dump_owner()
-    resolved = {"uid": uid, "gid": gid}
+    resolved = archive_settings(settings)
     lines = [flat.HEADER]
-    for name, setting in TABLE.items():
+    for setting in TABLE.values():
         if setting.archive:
-            value = resolved.get(setting.archive, getattr(settings, name))
+            value = getattr(resolved, setting.archive)
             lines.append(f"{setting.archive}\t{' '.join(value) if isinstance(value, tuple) else value}")
     return "\n".join([*lines, ""]).encode()
+
+
+def archive_settings(settings: Settings) -> flat.ArchiveSettings:
+    """Return what archive goes by, as flat.read() would find it compiled."""
+    result = flat.ArchiveSettings()
+    for name, setting in TABLE.items():
+        if setting.archive:
+            setattr(result, setting.archive, getattr(settings, name))
+    _mode, result.uid, result.gid = settings.dump_owner()
+    return result
 
 
 def write_compiled(settings: Settings, path: str | os.PathLike[str] = flat.PATH) -> None:

@@ -1,0 +1,309 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The way of a dump through the real programs: attempts, back-off, refusals, workers that die, coresnapd."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from coresnap.ground import durable
+from coresnap.ground.inotify import Watch
+from coresnap.spool import record
+from coresnap.spool.stages import STAGES, Spool
+from tests.support.site import REPOSITORY, Site, assert_whole
+
+
+def _only(site: Site) -> tuple[str, dict[str, Any]]:
+    """Return the stage and the record of the only dump."""
+    ((stage, path),) = site.dumps()
+    return stage, record.parse((path / "dump.json").read_bytes())
+
+
+def _make_due(site: Site) -> None:
+    for _stage, path in site.dumps():
+        document = record.parse((path / "dump.json").read_bytes())
+        document["next_try_usec"] = None
+        (path / "dump.json").write_text(json.dumps(document))
+
+
+def test_all_the_way(site: Site, real_core: Path) -> None:
+    for _ in range(5):
+        assert site.archive(real_core).returncode == 0
+    assert site.once().returncode == 0
+    assert site.stages() == ["committed"] * 5
+    assert len(site.stored()) == 5
+    assert_whole(site, real_core.read_bytes())
+    for _stage, path in site.dumps():
+        receipt = json.loads((path / "receipt.json").read_text())
+        assert receipt["uuid"] == path.name
+        assert not receipt["already_there"]
+
+
+def test_commands_get_words_not_a_shell(tmp_path: Path, real_core: Path) -> None:
+    """A hostile executable name stays one argument; each format arrives; defaults.command's lines reach the snapshot."""
+    told = tmp_path / "told"
+    program = tmp_path / "command"
+    program.write_text(
+        f"#!{sys.executable} -IS\nimport json, os, sys\n"
+        f"json.dump([sys.argv[1:], dict(os.environ), os.path.getsize(sys.argv[2])], open({str(told)!r}, 'w'))\n"
+        "open(sys.argv[1], 'w').write('{}')\n"
+    )
+    program.chmod(0o755)
+    defaults = tmp_path / "defaults"
+    defaults.write_text('#!/bin/sh\necho "name=$1"\n')
+    defaults.chmod(0o755)
+    site = Site(
+        tmp_path / "site",
+        **{
+            "snapshot.command": f"{program} %S %c %a %B %e p=%p/u=%u/s=%s 100%%",
+            "defaults.command": str(defaults),
+        },
+    )
+    hostile = "!tmp!a b;$(touch x)`'\n"
+    assert site.archive(real_core, "4194304", "1", "12", "13", "6", "", "", "1", "", hostile).returncode == 0
+    assert site.run("process", "--once").returncode == 0
+    stage, document = _only(site)
+    assert stage == "sending"
+    arguments, environment, size = json.loads(told.read_text())
+    assert arguments[0].startswith("/proc/self/fd/")
+    assert size == real_core.stat().st_size
+    assert arguments[3:] == [document["uuid"], "/tmp/a b;$(touch x)`'\n", "p=4194304/u=12/s=6", "100%"]
+    assert environment["BACKTRACE_DEFAULTS"] == "name=a b;$(touch x)`'\n\n"
+    assert "HOME" not in environment
+
+
+def test_a_failing_command_is_tried_again_and_given_up_on(tmp_path: Path, real_core: Path) -> None:
+    command = "sh -c 'echo first >&2; echo no such symbol >&2; exit 1'"
+    site = Site(tmp_path / "site", **{"snapshot.command": command, "snapshot.attempts": "2"})
+    assert site.archive(real_core).returncode == 0
+    done = site.run("process", "--once")
+    assert "exit status 1: no such symbol; next try in 30 s" in done.stderr
+    stage, document = _only(site)
+    assert (stage, document["attempts"]["process"]) == ("pending", 1)
+    assert document["next_try_usec"] is not None
+    assert site.run("process", "--once").stderr == ""  # not due yet
+    _make_due(site)
+    done = site.run("process", "--once")
+    assert "given up on after 2 attempts" in done.stderr
+    assert "coresnap retry" in done.stderr
+    stage, document = _only(site)
+    assert stage == "failed"
+    assert "no such symbol" in document["failure"]["detail"]
+    assert_whole(site, real_core.read_bytes())
+
+
+def test_a_clock_set_back_does_not_hold_a_dump_for_ever(site: Site, real_core: Path) -> None:
+    assert site.archive(real_core).returncode == 0
+    ((_stage, path),) = site.dumps()
+    document = record.parse((path / "dump.json").read_bytes())
+    document["next_try_usec"] = 2**62
+    (path / "dump.json").write_text(json.dumps(document))
+    site.once()
+    assert site.stages() == ["committed"]
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        ("sleep 60", "took too long and was killed"),
+        ("sh -c 'kill -9 $$'", "was killed by signal 9"),
+        ("/no/such/command", "No such file"),
+        ("true", "left a snapshot of 0 bytes"),
+    ],
+)
+def test_what_can_go_wrong_with_a_command(tmp_path: Path, real_core: Path, command: str, says: str) -> None:
+    site = Site(tmp_path / "site", **{"snapshot.command": command, "snapshot.timeout": "1s"})
+    assert site.archive(real_core).returncode == 0
+    done = site.run("process", "--once")
+    assert says in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert site.stages() == ["pending"]
+
+
+def test_a_snapshot_that_grows_without_bound_is_stopped(tmp_path: Path, real_core: Path) -> None:
+    command = "sh -c 'cat /dev/zero > \"$0\"' %S"
+    site = Site(tmp_path / "site", **{"snapshot.command": command, "snapshot.max_bytes": "64K"})
+    assert site.archive(real_core).returncode == 0
+    site.run("process", "--once")
+    ((stage, path),) = site.dumps()
+    assert stage == "pending"
+    assert (path / "snapshot").stat().st_size <= 64 << 10
+
+
+def test_a_store_that_cannot_be_used_parks_the_dumps(tmp_path: Path, real_core: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    site = Site(tmp_path / "site", **{"send.store": f"file:{tmp_path}/file/store"})
+    for _ in range(3):
+        assert site.archive(real_core).returncode == 0
+    done = site.once()
+    assert done.returncode == 0
+    assert site.stages() == ["sending"] * 3
+    assert "make the directory, or set send.store" in done.stderr
+    assert done.stderr.count("send.store") == 1, "the stage is parked with the first"
+    (tmp_path / "file").unlink()
+    site.once()
+    assert site.stages() == ["committed"] * 3
+
+
+def test_another_client_delivers(tmp_path: Path, real_core: Path) -> None:
+    """The documented line of coroner's, with a recording stand-in for the real client, which is not public."""
+    told = tmp_path / "told"
+    client = tmp_path / "coroner"
+    client.write_text(f'#!/bin/sh\ncat "$6" > {told}.snapshot\necho "$@" > {told}\n')
+    client.chmod(0o755)
+    site = Site(
+        tmp_path / "site", **{"send.command": f"{client} -c /usr/local/etc/coroner.cf put %P %t %S", "format.1": "web"}
+    )
+    assert site.archive(real_core).returncode == 0
+    site.once()
+    stage, document = _only(site)
+    assert stage == "committed"
+    assert told.read_text().startswith("-c /usr/local/etc/coroner.cf put web web /proc/self/fd/")
+    assert json.loads(Path(f"{told}.snapshot").read_text())["uuid"] == document["uuid"]
+
+
+def test_what_is_wrong_with_a_dump_is_said_and_left_alone(site: Site, real_core: Path) -> None:
+    for _ in range(3):
+        assert site.archive(real_core).returncode == 0
+    newer, broken, _good = [path for _stage, path in site.dumps()]
+    (newer / "dump.json").write_text('{"version": 2}')
+    (broken / "dump.json").write_text("{")
+    (site.root / "pending" / "a note").write_text("x")
+    done = site.once()
+    assert sorted(site.stages()) == ["committed", "pending", "pending", "pending"]
+    assert "version 2" in done.stderr
+    assert "upgrade" in done.stderr
+    assert "a note is no dump, ignoring" in done.stderr
+    assert (newer / "core").read_bytes() == real_core.read_bytes()
+    assert done.stderr.count(broken.name) == 1
+
+
+def test_a_worker_that_is_killed_costs_an_attempt(tmp_path: Path, real_core: Path) -> None:
+    command = "sh -c 'kill -9 $(ps -o ppid= -p $$)'"
+    site = Site(tmp_path / "site", **{"snapshot.command": command})
+    assert site.archive(real_core).returncode == 0
+    done = site.run("process", "--once")
+    assert "the worker died" in done.stderr
+    assert site.stages() == ["pending"]
+
+
+def test_salvage(site: Site, real_core: Path) -> None:
+    """What a killed archive left in staging: kept where the notes are whole, recorded where they are not."""
+    core = real_core.read_bytes()
+    with Spool(str(site.root)) as spool:
+        for content in (core[:-8192], core[:500], None):
+            dump = spool.new()
+            if content is not None:
+                fd = durable.create(dump.fd, "core", 0o600)
+                durable.write(fd, content)
+                os.close(fd)
+            dump.close()
+    done = site.once()
+    assert site.stages() == ["committed"]
+    _stage, document = _only(site)
+    assert document["core"]["truncated"]["reason"] == "interrupted"
+    assert document["victim"]["signal"] == 11
+    assert [entry["reason"] for entry in site.ledger()] == ["cut-short", "interrupted"] or [
+        entry["reason"] for entry in site.ledger()
+    ] == ["interrupted", "interrupted"]
+    assert done.stderr.count("lost") == 2
+
+
+@contextmanager
+def _daemon(site: Site, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    argv = [sys.executable, "-m", "coresnap.daemon", "--settings", str(site.settings), "--compiled", str(site.compiled)]
+    with subprocess.Popen([*argv, *arguments], cwd=REPOSITORY, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.terminate()
+            process.wait(30)
+
+
+@contextmanager
+def _arrivals(site: Site, stage: str) -> Iterator[Any]:
+    """Yield a function that waits until a stage holds a number of dumps."""
+    fd = os.open(site.root / stage, os.O_RDONLY)
+    with Watch(fd) as watch:
+
+        def wait(count: int) -> None:
+            while site.stages().count(stage) < count:
+                assert select.select([watch.fd], [], [], 60)[0], f"{site.stages()}"
+                watch.drain()
+
+        yield wait
+    os.close(fd)
+
+
+def test_coresnapd_takes_what_comes_and_survives_its_children(site: Site, real_core: Path) -> None:
+    with _arrivals(site, "committed") as wait, _daemon(site, "-f") as daemon:
+        assert site.archive(real_core).returncode == 0
+        wait(1)
+        owners = _children(daemon.pid)
+        assert {"process.py", "send.py"} <= set(owners)
+        for name in ("process.py", "send.py"):
+            os.kill(owners[name], signal.SIGKILL)
+        assert site.archive(real_core).returncode == 0
+        wait(2)
+        daemon.send_signal(signal.SIGTERM)
+        assert daemon.wait(30) == 0
+        assert daemon.stderr is not None
+        said = daemon.stderr.read()
+        assert "process ended with status -9; starting it again" in said
+    assert set(site.stages()) == {"committed"}
+
+
+def _children(pid: int) -> dict[str, int]:
+    """Return the children of a process by the name of the program that they run."""
+    pids = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return {Path(Path(f"/proc/{child}/cmdline").read_text().split("\0")[2]).name: int(child) for child in pids}
+
+
+def test_coresnapd_refuses_wrong_settings_and_goes_on(site: Site, real_core: Path) -> None:
+    with _arrivals(site, "committed") as wait, _daemon(site) as daemon:
+        assert site.archive(real_core).returncode == 0
+        wait(1)
+        good = site.settings.read_text()
+        site.settings.write_text(good + "dump.quoda = 3%\n")
+        daemon.send_signal(signal.SIGHUP)
+        assert daemon.stderr is not None
+        line = next(line for line in daemon.stderr if "reload" in line)
+        assert "coresnap.conf:" in line
+        assert "did you mean dump.quota?" in line
+        assert site.archive(real_core).returncode == 0
+        wait(2)
+
+
+def test_wrong_settings_end_a_program_with_one_line(site: Site) -> None:
+    site.settings.write_text("dump.root = relative\n")
+    for program in ("process", "send", "daemon", "purge"):
+        done = site.run(program, *(["--once"] if program != "purge" else []))
+        assert done.returncode == 78, program
+        (line,) = done.stderr.splitlines()
+        assert f"{site.settings}:1: " in line
+        assert "dump.root" in line
+
+
+def test_purge_by_age(site: Site, real_core: Path) -> None:
+    old = str(1_000_000_000)
+    assert site.archive(real_core, "1", "1", "0", "0", "11", old).returncode == 0
+    assert site.archive(real_core).returncode == 0
+    assert site.once().returncode == 0
+    assert site.archive(real_core, "1", "1", "0", "0", "11", old).returncode == 0
+    dry = site.run("purge", "--dry-run")
+    assert dry.stdout.count("would go") == 1
+    assert len(site.stages()) == 3
+    assert site.run("purge").returncode == 0
+    assert sorted(site.stages()) == ["committed", "pending"], "what waits is not removed, however old"
+    assert os.listdir(site.root / "staging") == []
+    assert set(STAGES) <= set(os.listdir(site.root))
