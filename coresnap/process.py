@@ -33,6 +33,7 @@ from typing import Any
 from coresnap.ground import durable
 from coresnap.ground.program import argv_of
 from coresnap.ground.settings import Settings
+from coresnap.ground.text import human_duration
 from coresnap.spool import stage_program, stages
 from coresnap.spool.owner import Verdict
 from coresnap.spool.record import Record
@@ -110,7 +111,9 @@ class Processing:
             finally:
                 os.close(fd)
             document["snapshot"] = {"size_bytes": size_bytes, "sha256": digest}
-        return Verdict("done", detail)
+        elapsed_usec = answer.get("elapsed_usec")
+        took = f" in {human_duration(elapsed_usec)}" if isinstance(elapsed_usec, int) else ""
+        return Verdict("done", f"processed{took}{': ' + detail if detail else ''}")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -81,7 +81,7 @@ class Sending:
             "uuid": dump.uuid,
             "files": list(files),
             "project": project,
-            "store": settings.send_store,
+            "store": self._store(),
             "store_max_bytes": settings.store_max_bytes,
             "store_max_age_usec": settings.store_max_age_usec,
             "command": settings.send_command,
@@ -89,6 +89,11 @@ class Sending:
             "snapshot": document["snapshot"],
         }
         return message, list(files.values())
+
+    def _store(self) -> str:
+        """Return the name of the store: the object store of send.coroner where that file exists, else send.store."""
+        coroner = self.settings.send_coroner
+        return f"coroner:{coroner}" if os.path.lexists(coroner) else self.settings.send_store
 
     def conclude(self, dump: Dump, _document: Record, answer: dict[str, Any] | None) -> Verdict:
         """Keep the receipt; without one nothing counts as delivered."""

@@ -97,7 +97,8 @@ def demo(directory: Path) -> str:
     settings, compiled = directory / "coresnap.conf", directory / "archive.settings"
     group = grp.getgrgid(os.getgid()).gr_name
     settings.write_text(
-        f"dump.root = {root}\ndump.user = {getpass.getuser()}\ndump.group = {group}\ndump.quota = 1%\nsend.store = file:{store}\n"
+        f"dump.root = {root}\ndump.user = {getpass.getuser()}\ndump.group = {group}\ndump.quota = 1%\n"
+        f"send.store = file:{store}\nsend.coroner = {directory}/coroner.cf\n"
     )
     print(f"coresnap's settings, spool and store are in {directory}")
     run(sys.executable, "-m", "coresnap.daemon", "--prepare", "--settings", str(settings), "--compiled", str(compiled))

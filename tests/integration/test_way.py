@@ -172,6 +172,18 @@ def test_another_client_delivers(tmp_path: Path, real_core: Path) -> None:
     assert json.loads(Path(f"{told}.snapshot").read_text())["uuid"] == document["uuid"]
 
 
+def test_a_store_that_this_version_cannot_reach_is_not_passed_over(tmp_path: Path, real_core: Path) -> None:
+    """Where a coroner.cf stands its owner expects the snapshot there: it waits, and nothing goes to the file: store."""
+    coroner = tmp_path / "coroner.cf"
+    coroner.write_text("[universe]\nwrite = https://localhost:6098\n")
+    site = Site(tmp_path / "site", **{"send.coroner": str(coroner)})
+    assert site.archive(real_core).returncode == 0
+    done = site.once()
+    assert site.stages() == ["sending"]
+    assert "set send.command" in done.stderr
+    assert site.stored() == []
+
+
 def test_what_is_wrong_with_a_dump_is_said_and_left_alone(site: Site, real_core: Path) -> None:
     for _ in range(3):
         assert site.archive(real_core).returncode == 0

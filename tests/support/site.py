@@ -38,6 +38,7 @@ class Site:
             "dump.group": grp.getgrgid(os.getgid()).gr_name,
             "dump.quota": "0%",
             "send.store": f"file:{self.store}",
+            "send.coroner": str(directory / "coroner.cf"),
             **{key.replace("__", "."): value for key, value in settings.items()},
         }
         self.settings.write_text("".join(f"{key} = {value}\n" for key, value in lines.items()))

@@ -183,13 +183,14 @@ class Values:
     )
     send_coroner: str = _row(
         "send.coroner", kinds.PATH, "/usr/local/etc/coroner.cf", "send", """
-        Coroner's configuration file: the address of a store and its tokens. This version does not deliver there by
-        itself yet: send.command can have coroner do it.
+        Coroner's configuration file: the address of an object store and its tokens. Where this file exists that store
+        takes the place of send.store. This version does not speak to it by itself: send.command can have coroner do
+        it, and as long as neither is arranged the dumps wait in sending.
         """,
     )
     send_store: str = _row(
         "send.store", kinds.STORE, "file:/var/lib/coresnap-store", "send", """
-        Store that snapshots are delivered to: `file:` and a directory.
+        Store that snapshots are delivered to where send.coroner names no file that exists: `file:` and a directory.
         """,
     )
     send_attempts: int = _row(
