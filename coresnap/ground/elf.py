@@ -20,11 +20,19 @@ if TYPE_CHECKING:
 ET_CORE = 4
 EM_X86_64, EM_AARCH64 = 62, 183
 PT_LOAD, PT_NOTE = 1, 4
+PF_X = 1
 NT_PRSTATUS, NT_PRPSINFO = 1, 3
+#: vm.max_map_count is set as high as this by some distributions.
 SEGMENTS_MAX = 1 << 20
-NOTES_MAX_BYTES = 256 << 20
+#: 65,536 threads with some ten register sets each.
+NOTES_MAX = 1 << 20
+#: The kernel writes no list of files larger than this (core_file_note_size_limit).
+NOTE_MAX_BYTES = 16 << 20
+_OFFSET_MAX = (1 << 63) - 1
 _PN_XNUM = 0xFFFF
 _CHUNK_SEGMENTS = 4096
+_WINDOW_BYTES = 1 << 20
+_KINDS = {1: "an object file", 2: "an executable", 3: "an executable or a library"}
 
 
 class Segment:
@@ -42,15 +50,25 @@ class Segment:
 
 
 class CoreHeader:
-    """The header of a core and its segments. `expected_bytes` is where the last segment's bytes end."""
+    """The header of a core. `expected_bytes` is where the last segment's bytes end; its segments: see segments()."""
 
-    __slots__ = ("elf_class", "expected_bytes", "machine", "notes_end", "notes_offset", "order", "segments")
+    __slots__ = (
+        "elf_class",
+        "expected_bytes",
+        "machine",
+        "notes_end",
+        "notes_offset",
+        "order",
+        "segments_count",
+        "segments_offset",
+    )
 
     def __init__(self, elf_class: int, order: str, machine: int) -> None:
         self.elf_class = elf_class
         self.order = order
         self.machine = machine
-        self.segments: list[Segment] = []
+        self.segments_offset = 0
+        self.segments_count = 0
         self.notes_offset = 0
         self.notes_end = 0
         self.expected_bytes = 0
@@ -63,11 +81,11 @@ def looks_like_core(first: bytes) -> str:
     if len(first) < 18 or first[4] not in (1, 2) or first[5] not in (1, 2):
         return "ELF of no known class or byte order"
     kind = struct.unpack_from("<H" if first[5] == 1 else ">H", first, 16)[0]
-    return "" if kind == ET_CORE else f"ELF of type {kind}, not a core"
+    return "" if kind == ET_CORE else f"{_KINDS.get(kind, f'ELF of type {kind}')}, not a core"
 
 
 def read_core(pread: "Pread") -> CoreHeader:
-    """Read the header and the program headers. Raises BadInput naming the offset of what is wrong."""
+    """Read the header and walk the program headers once. Raises BadInput naming the offset of what is wrong."""
     head = pread(64, 0)
     reason = looks_like_core(head)
     if reason:
@@ -75,28 +93,50 @@ def read_core(pread: "Pread") -> CoreHeader:
     elf_class, order = (64 if head[4] == 2 else 32), ("<" if head[5] == 1 else ">")
     if len(head) < (64 if elf_class == 64 else 52):
         raise BadInput(f"core: the ELF header is cut at {len(head)} bytes")
-    machine = struct.unpack_from(order + "H", head, 18)[0]
-    header = CoreHeader(elf_class, order, machine)
+    header = CoreHeader(elf_class, order, struct.unpack_from(order + "H", head, 18)[0])
     if elf_class == 64:
-        phoff, _shoff = struct.unpack_from(order + "QQ", head, 32)
+        header.segments_offset, shoff = struct.unpack_from(order + "QQ", head, 32)
         phentsize, phnum = struct.unpack_from(order + "HH", head, 54)
     else:
-        phoff, _shoff = struct.unpack_from(order + "II", head, 28)
+        header.segments_offset, shoff = struct.unpack_from(order + "II", head, 28)
         phentsize, phnum = struct.unpack_from(order + "HH", head, 42)
-    shape = _shape(elf_class, order)
-    if phentsize != shape.size:
-        raise BadInput(f"core: a program header of {phentsize} bytes at offset 54, {shape.size} expected")
-    if phnum == _PN_XNUM:
-        phnum = _many(pread, header, phoff, shape)
-    if not 0 < phnum <= SEGMENTS_MAX:
-        raise BadInput(f"core: {phnum} program headers")
-    _read_segments(pread, header, phoff, phnum, shape)
+    size_bytes = _shape(header).size
+    if phentsize != size_bytes:
+        at = 54 if elf_class == 64 else 42
+        raise BadInput(f"core: a program header of {phentsize} bytes at offset {at}, {size_bytes} expected")
+    header.segments_count = _many(pread, header, shoff) if phnum == _PN_XNUM else phnum
+    if not 0 < header.segments_count <= SEGMENTS_MAX:
+        raise BadInput(f"core: {header.segments_count} program headers")
+    for segment in segments(pread, header):
+        end = min(segment.offset + segment.filesz, _OFFSET_MAX)
+        if segment.filesz:
+            header.expected_bytes = max(header.expected_bytes, end)
+        if segment.type == PT_NOTE and not header.notes_end:
+            header.notes_offset, header.notes_end = segment.offset, end
     return header
 
 
-def _shape(elf_class: int, order: str) -> struct.Struct:
+def segments(pread: "Pread", header: CoreHeader) -> "Iterator[Segment]":
+    """Yield the segments, a chunk of program headers at a time: there may be a million. Raises BadInput where they are cut."""
+    shape = _shape(header)
+    for at in range(0, header.segments_count, _CHUNK_SEGMENTS):
+        count = min(_CHUNK_SEGMENTS, header.segments_count - at)
+        offset = header.segments_offset + at * shape.size
+        data = _read(pread, count * shape.size, offset)
+        if len(data) < count * shape.size:
+            raise BadInput(f"core: the program headers are cut at {offset + len(data)}")
+        for values in shape.iter_unpack(data):
+            yield _segment(header, values)
+
+
+def _read(pread: "Pread", count: int, offset: int) -> bytes:
+    """Read at an offset that the core gave: at one that no file can have there is nothing."""
+    return pread(count, offset) if offset + count <= _OFFSET_MAX else b""
+
+
+def _shape(header: CoreHeader) -> struct.Struct:
     """Return the layout of a program header: Elf64_Phdr or Elf32_Phdr."""
-    return struct.Struct(order + ("IIQQQQQQ" if elf_class == 64 else "IIIIIIII"))
+    return struct.Struct(header.order + ("IIQQQQQQ" if header.elf_class == 64 else "IIIIIIII"))
 
 
 def _segment(header: CoreHeader, values: "tuple[int, ...]") -> Segment:
@@ -107,38 +147,25 @@ def _segment(header: CoreHeader, values: "tuple[int, ...]") -> Segment:
     return Segment(type_, flags, offset, vaddr, filesz, memsz)
 
 
-def _many(pread: "Pread", header: CoreHeader, phoff: int, shape: struct.Struct) -> int:
+def _many(pread: "Pread", header: CoreHeader, shoff: int) -> int:
     """Count program headers that are too many for e_phnum.
 
-    The count stands in a section header behind all the data, which a stream or a cut core does not have; but the notes
-    come first in the file and start where the program headers end.
+    The kernel writes the notes right behind them, which tells even of a stream or a cut core. Other writers leave the
+    count where elf(5) has it: in sh_info of the first section header, behind all the data.
     """
-    data = pread(shape.size, phoff)
+    shape, phoff = _shape(header), header.segments_offset
+    data = _read(pread, shape.size, phoff)
     if len(data) < shape.size:
-        raise BadInput(f"core: the program headers at {phoff} are cut")
+        raise BadInput(f"core: the program headers are cut at {phoff + len(data)}")
     first = _segment(header, shape.unpack(data))
-    if first.type != PT_NOTE or first.offset < phoff or (first.offset - phoff) % shape.size:
-        raise BadInput(f"core: the first of many program headers at {phoff} is not the notes'")
-    return (first.offset - phoff) // shape.size
-
-
-def _read_segments(pread: "Pread", header: CoreHeader, phoff: int, phnum: int, shape: struct.Struct) -> None:
-    for at in range(0, phnum, _CHUNK_SEGMENTS):
-        count = min(_CHUNK_SEGMENTS, phnum - at)
-        offset = phoff + at * shape.size
-        data = pread(count * shape.size, offset)
-        if len(data) < count * shape.size:
-            raise BadInput(f"core: the program headers are cut at {offset + len(data)}")
-        for values in shape.iter_unpack(data):
-            segment = _segment(header, values)
-            header.segments.append(segment)
-            end = segment.offset + segment.filesz
-            if segment.filesz:
-                header.expected_bytes = max(header.expected_bytes, end)
-            if segment.type == PT_NOTE and not header.notes_end:
-                if segment.filesz > NOTES_MAX_BYTES:
-                    raise BadInput(f"core: notes of {segment.filesz} bytes at {segment.offset}")
-                header.notes_offset, header.notes_end = segment.offset, end
+    count, rest = divmod(first.offset - phoff, shape.size)
+    if first.type == PT_NOTE and not rest and _PN_XNUM <= count <= SEGMENTS_MAX:
+        return count
+    at = 44 if header.elf_class == 64 else 28
+    data = _read(pread, 4, shoff + at) if shoff else b""
+    if len(data) < 4:
+        raise BadInput(f"core: the count of its many program headers, at {shoff + at}, is cut off")
+    return int(struct.unpack(header.order + "I", data)[0])
 
 
 def iter_notes(data: bytes, order: str = "<") -> "Iterator[tuple[str, int, int, int]]":
@@ -152,6 +179,36 @@ def iter_notes(data: bytes, order: str = "<") -> "Iterator[tuple[str, int, int, 
         name = data[at + 12 : at + 12 + name_bytes].rstrip(b"\0").decode("latin-1")
         yield name, kind, start, size_bytes
         at = start + (size_bytes + 3 & ~3)
+
+
+def core_notes(pread: "Pread", header: CoreHeader) -> "Iterator[tuple[int, bytes]]":
+    """Yield (type, contents) of the core's own notes, those named CORE, in their order; ends where they are cut.
+
+    At most a window is held at a time. A note larger than NOTE_MAX_BYTES is passed over.
+    """
+    at, size_bytes, left = header.notes_offset, _WINDOW_BYTES, NOTES_MAX
+    while at < header.notes_end and left:
+        window = _read(pread, min(size_bytes, header.notes_end - at), at)
+        used = 0
+        for name, kind, start, length in iter_notes(window, header.order):
+            used = start + (length + 3 & ~3)
+            left -= 1
+            if name == "CORE":
+                yield kind, window[start : start + length]
+            if not left:
+                return
+        if used:
+            at, size_bytes = at + used, _WINDOW_BYTES
+        elif len(window) < 12 or len(window) < min(size_bytes, header.notes_end - at):
+            return
+        else:
+            name_bytes, length = struct.unpack_from(header.order + "II", window, 0)
+            whole = 12 + (name_bytes + 3 & ~3) + (length + 3 & ~3)
+            if name_bytes > 256 or whole <= size_bytes:
+                return
+            if whole > NOTE_MAX_BYTES:
+                at, whole, left = at + whole, _WINDOW_BYTES, left - 1
+            size_bytes = whole
 
 
 class Identity:
@@ -169,24 +226,34 @@ class Identity:
         self.psargs: str | None = None
 
 
-def identity(pread: "Pread") -> Identity:
-    """Read who crashed from the notes of a 64-bit core; of a 32-bit one nothing is known. Raises BadInput.
+#: struct elf_prpsinfo by its size: where uid and gid stand and their format, then pid, fname and psargs. 64-bit machines;
+#: 32-bit ones with ids of 16 bits (i386, ARM), and of 32 bits.
+_PRPSINFO = {136: (16, "II", 24, 40, 56), 124: (8, "HH", 12, 28, 44), 128: (8, "II", 16, 32, 48)}
 
-    struct elf_prstatus: cursig at 12, pid at 32. struct elf_prpsinfo: uid 16, gid 20, pid 24, fname 40, psargs 56.
+
+def identity(pread: "Pread") -> Identity:
+    """Read who crashed from the notes of a core. Raises BadInput where it has no header.
+
+    The first thread is the one that crashed. struct elf_prstatus: cursig at 12, pid at 32, or at 24 of a 32-bit machine.
     """
     header = read_core(pread)
     known = Identity()
-    if header.elf_class != 64:
-        return known
-    data = pread(min(header.notes_end - header.notes_offset, 1 << 20), header.notes_offset)
-    for name, kind, at, size_bytes in iter_notes(data, header.order):
-        if name != "CORE":
-            continue
-        if kind == NT_PRSTATUS and known.tid is None and size_bytes >= 112:
-            known.signal = struct.unpack_from(header.order + "H", data, at + 12)[0]
-            known.tid = struct.unpack_from(header.order + "I", data, at + 32)[0]
-        elif kind == NT_PRPSINFO and known.pid is None and size_bytes >= 136:
-            known.uid, known.gid, known.pid = struct.unpack_from(header.order + "III", data, at + 16)
-            known.comm = data[at + 40 : at + 56].split(b"\0")[0].decode("utf-8", "replace")
-            known.psargs = data[at + 56 : at + 136].split(b"\0")[0].decode("utf-8", "replace")
+    pid_at = 32 if header.elf_class == 64 else 24
+    for kind, note in core_notes(pread, header):
+        if kind == NT_PRSTATUS and known.tid is None and len(note) >= pid_at + 4:
+            known.signal = struct.unpack_from(header.order + "H", note, 12)[0]
+            known.tid = struct.unpack_from(header.order + "I", note, pid_at)[0]
+        elif kind == NT_PRPSINFO and known.pid is None and len(note) in _PRPSINFO:
+            ids_at, ids, psinfo_pid_at, fname_at, psargs_at = _PRPSINFO[len(note)]
+            known.uid, known.gid = struct.unpack_from(header.order + ids, note, ids_at)
+            known.pid = struct.unpack_from(header.order + "I", note, psinfo_pid_at)[0]
+            known.comm = text(note[fname_at : fname_at + 16])
+            known.psargs = text(note[psargs_at : psargs_at + 80])
+        if known.tid is not None and known.pid is not None:
+            break
     return known
+
+
+def text(raw: bytes) -> str:
+    """Return the text that a NUL ends in an array of bytes."""
+    return raw.split(b"\0", 1)[0].decode("utf-8", "replace").strip(" ")
