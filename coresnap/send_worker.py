@@ -22,12 +22,32 @@ import time
 from typing import Any
 
 from coresnap.ground import program, runner, wire
-from coresnap.ground.errors import BadInput, CoresnapError, TryLater
+from coresnap.ground.errors import BadInput, BadSettings, CoresnapError, Refused, TryLater
 from coresnap.ground.formats import expand
-from coresnap.store import Attachment, Delivery, Parked, Receipt, Store, StoreRefused, open_store
+from coresnap.ground.text import printable
+from coresnap.spool.stages import is_uuid
+from coresnap.store import (
+    Attachment,
+    Delivery,
+    Parked,
+    Receipt,
+    Secret,
+    Store,
+    StoreRefused,
+    is_name,
+    open_store,
+)
 
 _MAX_FDS = 4
-_FIELDS = {
+_TEXT_MAX = 4096
+_INT_MAX = 2**63 - 1
+_STORE_NAME_MAX = 1000
+_DETAIL_MAX = 500
+_HEX = frozenset("0123456789abcdef")
+#: The keys of a request; token is null where the store knows none.
+_FIELDS: dict[str, type] = {
+    "version": int,
+    "job": str,
     "uuid": str,
     "files": list,
     "project": str,
@@ -40,68 +60,120 @@ _FIELDS = {
 }
 
 
-class Stores:
-    """The stores that have been opened, by what they were opened with."""
+class _Kept:
+    """The store, open from one request to the next, as long as they name the same one and it does not fail."""
 
     def __init__(self) -> None:
-        self._open: dict[tuple[str, int, int], Store] = {}
+        self._key: tuple[str, int, int] | None = None
+        self._store: Store | None = None
 
     def get(self, request: dict[str, Any]) -> Store:
         """Return the store of a request, opened if it is not yet."""
         key = (request["store"], request["store_max_bytes"], request["store_max_age_usec"])
-        if key not in self._open:
-            self._open[key] = open_store(key[0], max_bytes=key[1], max_age_usec=key[2])
-        return self._open[key]
+        if self._store is None or key != self._key:
+            self.close()
+            self._store = open_store(key[0], max_bytes=key[1], max_age_usec=key[2])
+            self._key = key
+        return self._store
+
+    def close(self) -> None:
+        """Close the store; the next request opens it anew."""
+        if self._store is not None:
+            self._store.close()
+        self._store = None
 
 
 def work(connection: socket.socket) -> int:
     """Serve requests until the owner closes the connection; return the exit status."""
-    stores = Stores()
+    kept = _Kept()
     while (received := wire.receive(connection, max_fds=_MAX_FDS)) is not None:
         request, fds = received
         try:
             _check(request, fds)
-            answer = _answer(stores, request, dict(zip(request["files"], fds, strict=True)))
+            answer = _answer(kept, request, dict(zip(request["files"], fds, strict=True)))
         finally:
             for fd in fds:
                 os.close(fd)
         wire.send(connection, {"version": 1, **answer})
+    kept.close()
     return 0
 
 
 def _check(request: dict[str, Any], fds: list[int]) -> None:
+    """Raise BadInput naming the key of the request that is not as it must be; no value is shown, one may be a token."""
+    if request.keys() - {"token"} != _FIELDS.keys():
+        raise BadInput(f"request: an object of {', '.join(_FIELDS)} expected")
     for name, kind in _FIELDS.items():
-        if type(request.get(name)) is not kind:
+        value = request[name]
+        if type(value) is not kind or (kind is int and not _is_count(value)) or (kind is str and not _is_text(value)):
             raise BadInput(f"request: {name}: {kind.__name__} expected")
-    if len(request["files"]) != len(fds) or "snapshot" not in request["files"]:
-        raise BadInput(f"request: {request['files']} are named, {len(fds)} descriptors came")
+    files, snapshot, token = request["files"], request["snapshot"], request.get("token")
+    right = {
+        "version": request["version"] == 1,
+        "job": request["job"] == "send",
+        "uuid": is_uuid(request["uuid"]),
+        "project": is_name(request["project"]),
+        "command": all(_is_text(word) for word in request["command"]),
+        "timeout_usec": request["timeout_usec"] > 0,
+        "token": token is None or _is_text(token),
+        "files": all(_is_text(name) and is_name(name) for name in files) and "snapshot" in files,
+        "snapshot": snapshot.keys() == {"size_bytes", "sha256"} and _is_checksum(snapshot),
+    }
+    for name, holds in right.items():
+        if not holds:
+            raise BadInput(f"request: {name}: not as it must be")
+    if len(files) != len(fds) or len(set(files)) != len(files):
+        raise BadInput(f"request: {len(files)} files are named, {len(fds)} descriptors came, or one is named twice")
 
 
-def _answer(stores: Stores, request: dict[str, Any], files: dict[str, int]) -> dict[str, Any]:
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value <= _INT_MAX
+
+
+def _is_text(value: Any) -> bool:
+    """Say whether this is text that the system can be handed: not too long, no NUL, nothing that is no character."""
+    if not isinstance(value, str) or len(value) > _TEXT_MAX or "\0" in value:
+        return False
+    try:
+        os.fsencode(value)
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _is_checksum(snapshot: dict[str, Any]) -> bool:
+    sha256 = snapshot["sha256"]
+    return _is_count(snapshot["size_bytes"]) and _is_text(sha256) and len(sha256) == 64 and _HEX.issuperset(sha256)
+
+
+def _answer(kept: _Kept, request: dict[str, Any], files: dict[str, int]) -> dict[str, Any]:
     try:
         if request["command"]:
             receipt = _run_command(request, files)
         else:
-            receipt = stores.get(request).put(_delivery(request, files))
+            receipt = kept.get(request).put(_delivery(request, files))
     except StoreRefused as error:
         return {"status": "refused", "detail": error.line()}
-    except Parked as error:
+    except (Parked, BadSettings, Refused) as error:  # no such store, no such command: no dump is to blame
+        kept.close()
         return {"status": "parked", "detail": error.line()}
     except CoresnapError as error:
+        kept.close()
         return {"status": "later", "detail": error.line(), "retry_after_usec": getattr(error, "retry_after_usec", None)}
     return {"status": "delivered", "receipt": receipt.to_json()}
 
 
 def _delivery(request: dict[str, Any], files: dict[str, int]) -> Delivery:
     attachments = tuple(Attachment(name, fd, os.fstat(fd).st_size) for name, fd in files.items() if name != "snapshot")
-    snapshot = request["snapshot"]
+    token = request.get("token")
     return Delivery(
         uuid=request["uuid"],
         project=request["project"],
         fd=files["snapshot"],
-        size_bytes=int(snapshot["size_bytes"]),
-        sha256=str(snapshot["sha256"]),
+        size_bytes=request["snapshot"]["size_bytes"],
+        sha256=request["snapshot"]["sha256"],
         attachments=attachments,
+        token=None if token is None else Secret(token),
     )
 
 
@@ -120,23 +192,27 @@ def _run_command(request: dict[str, Any], files: dict[str, int]) -> Receipt:
     if result.status != 0 or result.timed_out:
         lines = result.output.decode("utf-8", "replace").strip().splitlines() or ["without a word"]
         how = "took too long" if result.timed_out else f"exit status {result.status}"
-        raise TryLater(f"send.command {argv[0]}: {how}: {lines[-1][:500]}")
+        raise TryLater(f"send.command {argv[0]}: {how}: {printable(lines[-1], _DETAIL_MAX)}")
     return Receipt(
         uuid=request["uuid"],
-        store=f"command:{argv[0]}",
+        store=f"command:{argv[0]}"[:_STORE_NAME_MAX],
         project=request["project"],
         object=request["uuid"],
         acknowledged_usec=time.time_ns() // 1000,
-        size_bytes=int(request["snapshot"]["size_bytes"]),
-        sha256=str(request["snapshot"]["sha256"]),
+        size_bytes=request["snapshot"]["size_bytes"],
+        sha256=request["snapshot"]["sha256"],
         already_there=False,
     )
 
 
 def main() -> int:
     """Run the worker; return its exit status."""
+    return program.run("coresnap send-worker", _serve)
+
+
+def _serve() -> int:
     with socket.socket(fileno=os.dup(0)) as connection:
-        return program.run("coresnap send-worker", lambda: work(connection))
+        return work(connection)
 
 
 if __name__ == "__main__":

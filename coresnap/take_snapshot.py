@@ -19,7 +19,7 @@ DESCRIPTION
     A core that is cut gives a report of what is there, which says what is not.
 
 ENVIRONMENT
-    BACKTRACE_DEFAULTS  lines key=value: further attributes
+    BACKTRACE_DEFAULTS  lines key=value: further attributes; --kv overrides them
 
 EXIT STATUS
     0 the report is written; 65 the core cannot be read, or is of a kind that is not supported; 75 the report cannot be
@@ -36,27 +36,32 @@ if __name__ == "__main__":
     sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
 
 import argparse
-import json
+import stat
 
 from coresnap.ground import program
 from coresnap.ground.errors import BadInput, TryLater
+from coresnap.ground.text import printable
 from coresnap.snapshot.asset import read_asset
 from coresnap.snapshot.core import Core, open_core
-from coresnap.snapshot.report import build
+from coresnap.snapshot.report import build, encode
 from coresnap.spool.stages import is_uuid, new_uuid
 
 _OBJECT = "coresnap.object"
 _DEFAULTS_MAX = 64 << 10
+_KEY_MAX = 256
 _VALUE_MAX = 4096
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run coresnap-snapshot; return its exit status."""
     parser = argparse.ArgumentParser(
-        prog="coresnap-snapshot", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="coresnap-snapshot",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("-o", "--output", metavar="OUT", required=True, help="the file to write; - is standard output")
-    parser.add_argument("--kv", metavar="KEY:VALUE", action="append", default=[], help="an attribute of the report")
+    parser.add_argument("--kv", metavar="KEY:VALUE", action="append", default=[], type=_pair, help="an attribute")
     parser.add_argument("--resource", metavar="ASSET", help="the TAR that archive made beside the core")
     parser.add_argument("--core", metavar="CORE", required=True, help="the core")
     parser.add_argument("executable", metavar="EXECUTABLE", nargs="?", default="", help="the path of the executable")
@@ -64,50 +69,65 @@ def main(arguments: list[str] | None = None) -> int:
     return program.run("coresnap-snapshot", lambda: _snapshot(options))
 
 
+def _pair(text: str) -> tuple[str, str]:
+    """Read KEY:VALUE, one argument."""
+    key, colon, value = text.partition(":")
+    if not colon or not _is_key(key):
+        raise argparse.ArgumentTypeError(f"{printable(text, 100)}: KEY:VALUE expected")
+    if key == _OBJECT and not is_uuid(value):
+        raise argparse.ArgumentTypeError(f"{printable(text, 100)}: a UUID in lower case expected")
+    return key, value[:_VALUE_MAX]
+
+
+def _is_key(key: str) -> bool:
+    return 0 < len(key) <= _KEY_MAX and key.isprintable() and " " not in key
+
+
 def _snapshot(options: argparse.Namespace) -> int:
-    more = _attributes(options.kv)
-    uuid = more.get(_OBJECT, "")
     missing: list[str] = []
-    asset: dict[str, bytes] = {}
-    if options.resource:
-        try:
-            asset = read_asset(options.resource)
-        except (BadInput, OSError) as error:
-            missing.append(f"the asset: {error}")
     core = _core(options.core)
-    report = build(
-        core,
-        asset,
-        uuid=uuid if is_uuid(uuid) else new_uuid(),
-        executable=options.executable,
-        more=more,
-        missing=missing,
-    )
-    _write(options.output, json.dumps(report, separators=(",", ":")).encode())
+    asset = _asset(options.resource, missing) if options.resource else {}
+    more = {_OBJECT: new_uuid()} | _defaults(missing) | dict(options.kv)
+    report = build(core, asset, uuid=more[_OBJECT], executable=options.executable, more=more, missing=missing)
+    _write(options.output, encode(report))
     return 0
 
 
 def _core(path: str) -> Core:
+    name = printable(path)
     try:
-        return open_core(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a FIFO does not hold us
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise BadInput("not a regular file", hint="write the core to a file; only `archive` reads a stream")
+        return open_core(fd)
     except OSError as error:
-        raise BadInput(f"{path}: {error.strerror}") from error
+        raise BadInput(f"{name}: {error.strerror}") from error
     except BadInput as error:
-        raise BadInput(f"{path}: {error}", hint=error.hint) from error
+        raise BadInput(f"{name}: {error}", hint=error.hint) from error
 
 
-def _attributes(pairs: list[str]) -> dict[str, str]:
-    """Return the attributes of BACKTRACE_DEFAULTS and, over them, of --kv."""
+def _asset(path: str, missing: list[str]) -> dict[str, bytes]:
+    """Read the asset. Without it there is a report all the same."""
+    try:
+        return read_asset(path)
+    except BadInput as error:
+        missing.append(f"the asset: {error}")
+    except OSError as error:
+        missing.append(f"the asset: {error.strerror}")
+    return {}
+
+
+def _defaults(missing: list[str]) -> dict[str, str]:
+    """Return the attributes of BACKTRACE_DEFAULTS."""
     result = {}
-    for line in os.environ.get("BACKTRACE_DEFAULTS", "")[:_DEFAULTS_MAX].splitlines():
+    for number, line in enumerate(os.environ.get("BACKTRACE_DEFAULTS", "")[:_DEFAULTS_MAX].split("\n"), 1):
         key, equals, value = line.partition("=")
-        if equals and key.strip():
-            result[key.strip()[:256]] = value.strip()[:_VALUE_MAX]
-    for pair in pairs:
-        key, colon, value = pair.partition(":")
-        if not colon or not key:
-            raise BadInput(f"--kv {pair}: KEY:VALUE expected")
-        result[key[:256]] = value[:_VALUE_MAX]
+        key = key.strip()
+        if equals and _is_key(key):
+            result[key] = value.strip()[:_VALUE_MAX]
+        elif line.strip():
+            missing.append(f"BACKTRACE_DEFAULTS: line {number} is no key=value")
+    result.pop(_OBJECT, None)
     return result
 
 
@@ -122,7 +142,7 @@ def _write(path: str, data: bytes) -> None:
     except BrokenPipeError:
         raise
     except OSError as error:
-        raise TryLater(f"{path}: {error.strerror}") from error
+        raise TryLater(f"{printable(path)}: {error.strerror}") from error
 
 
 if __name__ == "__main__":

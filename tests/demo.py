@@ -2,145 +2,140 @@
 """make demo: a real program dies of a real SIGSEGV, and its dump goes all the way, through the real programs.
 
 Nothing of the machine is changed: the program runs under a tracer that holds it in its death (tests/crash), as the kernel
-would hold it for archive.
+would hold it for archive. What is delivered in the end is held against what the program said before it died.
 """
 
 from __future__ import annotations
 
-import getpass
-import grp
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from coresnap.ground.program import argv_of
 from coresnap.ground.text import human_bytes
-from coresnap.spool.stages import STAGES
-from tests.crash import Crash, build, crash
+from tests.crash import Crash, crash, victim
+from tests.support.site import Site
 
-_COLOUR = sys.stdout.isatty() and "NO_COLOR" not in os.environ
 _THREADS = 5
+_BOLD, _GREEN = "1", "32"
 
 
 class Mismatch(Exception):
-    """What was delivered is not what happened."""
+    """What was delivered is not what happened, or nothing was."""
+
+
+def paint(text: str, colour: str) -> str:
+    """Return the text in a colour (an SGR number) where standard output is a terminal that may have it."""
+    plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb" or not sys.stdout.isatty()
+    return text if plain else f"\x1b[{colour}m{text}\x1b[m"
 
 
 def title(text: str) -> None:
     """Print what happens next."""
-    print(f"\n\x1b[1m{text}\x1b[0m" if _COLOUR else f"\n{text}", flush=True)
+    print(f"\n{paint(text, _BOLD)}", flush=True)
 
 
-def run(*argv: str, stdin: Path | None = None) -> None:
-    """Run one of coresnap's programs; what it says is shown."""
-    with open(stdin or os.devnull, "rb") as source:
-        done = subprocess.run(
-            argv, stdin=source, stderr=subprocess.STDOUT, stdout=subprocess.PIPE, text=True, check=False
-        )
-    for line in done.stdout.splitlines():
-        print(f"  {line}")
+def passed_on(name: str, done: subprocess.CompletedProcess[str]) -> None:
+    """Print what one of coresnap's programs said. Raises Mismatch where it failed."""
+    for line in (done.stdout + done.stderr).splitlines():
+        print(f"  {line}", flush=True)
     if done.returncode:
-        raise Mismatch(f"{Path(argv[-1] if argv[0] == sys.executable else argv[0]).name} ended with {done.returncode}")
+        raise Mismatch(f"{name} ended with {done.returncode}")
 
 
-def dumps(root: Path) -> Iterator[tuple[str, Path]]:
-    """Yield the stage and the directory of each dump."""
-    for stage in STAGES:
-        for path in sorted((root / stage).iterdir()):
-            yield stage, path
-
-
-def show(root: Path) -> tuple[str, Path]:
-    """Print where the dump is, and what is in it; return that."""
-    found = list(dumps(root))
-    if len(found) != 1:
-        raise Mismatch(f"{len(found)} dumps in the spool, 1 expected")
-    stage, path = found[0]
+def shown(site: Site, stage: str) -> Path:
+    """Print where the dump is and what is in it; return its directory. Raises Mismatch unless it is in that stage."""
+    found = list(site.dumps())
+    if [where for where, _path in found] != [stage]:
+        raise Mismatch(f"one dump was expected in {stage}; there is {[where for where, _path in found]}")
+    path = found[0][1]
     files = ", ".join(f"{file.name} {human_bytes(file.stat().st_size)}" for file in sorted(path.iterdir()))
     print(f"  {stage}/{path.name}\n    {files}", flush=True)
-    return stage, path
+    return path
 
 
 def check(name: str, delivered: Any, said: Any) -> None:
     """Hold one fact of the report against what the program said before it died."""
     if delivered != said:
         raise Mismatch(f"{name}: the report has {delivered!r}, the program said {said!r}")
-    print(f"  {name:14} {delivered}")
+    text = ", ".join(delivered) if isinstance(delivered, list) else delivered
+    print(f"  {paint('same', _GREEN)}  {name:16}{text}", flush=True)
 
 
-def compare(report: dict[str, Any], crashed: Crash) -> None:
+def compare(report: dict[str, Any], said: dict[str, Any]) -> None:
     """Hold the report against what the program said before it died."""
-    said, threads = crashed.said, report["threads"]
-    check("fault address", report["attributes"]["fault.address"], said["address"])
+    threads = report["threads"].values()
+    (faulting,) = (thread for thread in threads if thread["fault"])
+    check("signal", report["attributes"]["signal.name"], signal.Signals(said["signal"]).name)
     check("si_code", report["annotations"]["siginfo"]["code"], said["code"])
-    check("signal", report["classifiers"], ["SIGSEGV"])
-    check("threads", len(threads), said["threads"])
-    faulting = [thread["name"] for thread in threads.values() if thread["fault"]]
-    check("faulting", faulting, [said["name"]])
-    check(
-        "thread names", sorted(thread["name"] for thread in threads.values()), [f"worker-{i}" for i in range(_THREADS)]
-    )
+    check("fault address", report["attributes"]["fault.address"], said["address"])
+    if said["instruction"]:
+        check("instruction", hex(int(faulting["stack"][0]["address"], 0)), said["instruction"])
+    check("process", report["attributes"]["process.id"], said["pid"])
+    check("faulting thread", int(report["mainThread"]), said["tid"])
+    check("its name", faulting["name"], said["name"])
+    check("thread count", len(threads), said["threads"])
+    check("thread names", sorted(thread["name"] for thread in threads), [f"worker-{n}" for n in range(_THREADS)])
+
+
+def tell(crashed: Crash) -> None:
+    """Print what happened."""
+    said = crashed.said
+    by = {"kernel": "the kernel", "gdb": "gdb"}[crashed.origin]
+    print(f"  process {said['pid']} says: thread {said['tid']} ({said['name']}) touches {said['address']}")
+    print(f"  its core, written by {by}: {human_bytes(crashed.core.stat().st_size)}", flush=True)
 
 
 def demo(directory: Path) -> str:
     """Go the whole way; return the UUID of the dump that was delivered."""
-    root, store = directory / "spool", directory / "store"
-    settings, compiled = directory / "coresnap.conf", directory / "archive.settings"
-    group = grp.getgrgid(os.getgid()).gr_name
-    settings.write_text(
-        f"dump.root = {root}\ndump.user = {getpass.getuser()}\ndump.group = {group}\ndump.quota = 1%\n"
-        f"send.store = file:{store}\nsend.coroner = {directory}/coroner.cf\n"
-    )
-    print(f"coresnap's settings, spool and store are in {directory}")
-    run(sys.executable, "-m", "coresnap.daemon", "--prepare", "--settings", str(settings), "--compiled", str(compiled))
+    program = victim()
+    mode = "null" if len(program) > 1 else "segv"  # Python without a compiler knows one death only
+    site = Site(directory / "site")
 
-    title(f"A program with {_THREADS} threads dies of SIGSEGV")
-    with crash([build("crash"), "segv", str(_THREADS)]) as crashed:
-        size = human_bytes(crashed.core.stat().st_size)
-        print(f"  it said: {json.dumps(crashed.said)}\n  its core, by the {crashed.origin}: {size}", flush=True)
-        title("archive takes its core, while it is held")
-        archive = str(Path(argv_of("archive")[-1]))
-        run(
-            "/usr/bin/python3", "-IS", archive, "--settings", str(compiled), *crashed.core_pattern(), stdin=crashed.core
-        )
-        show(root)
+    title(f"A program with {_THREADS} threads dies of SIGSEGV, and is held in its death")
+    with crash([*program, mode, str(_THREADS)]) as crashed:
+        tell(crashed)
+        title("archive takes its core, and what /proc tells of it")
+        passed_on("archive", site.archive(crashed.core, *crashed.core_pattern()))
+        shown(site, "pending")
     title("process makes a snapshot of it")
-    run(sys.executable, "-m", "coresnap.process", "--settings", str(settings), "--once")
-    show(root)
+    passed_on("process", site.run("process", "--once"))
+    shown(site, "sending")
     title("send delivers the snapshot")
-    run(sys.executable, "-m", "coresnap.send", "--settings", str(settings), "--once")
-    stage, path = show(root)
-    if stage != "committed":
-        raise Mismatch(f"the dump is in {stage}")
+    passed_on("send", site.run("send", "--once"))
+    path = shown(site, "committed")
 
-    title("What the store has, held against what the program said")
-    receipt = json.loads((path / "receipt.json").read_text())
-    report = json.loads((store / receipt["object"]).read_text())
-    compare(report, crashed)
-    print(f"  {'died of':14} {report['attributes']['error.message']}")
+    title("What was delivered, and what the program said before it died")
+    receipt = json.loads((path / "receipt.json").read_bytes())
+    report = json.loads((site.store / receipt["object"]).read_bytes())
+    try:
+        compare(report, crashed.said)
+    except KeyError as error:
+        raise Mismatch(f"the report has no {error}") from error
     return path.name
 
 
 def main() -> int:
     """Run the demo; return its exit status."""
-    started = time.monotonic()
-    os.chdir(Path(__file__).parents[1])
+    print("A real crash, all the way to a store. No setting of this machine is changed.", flush=True)
     try:
         with tempfile.TemporaryDirectory(prefix="coresnap-demo-") as directory:
+            started = time.monotonic()
             uuid = demo(Path(directory))
-    except (Mismatch, RuntimeError) as error:
-        print(f"\ndemo: {error}", file=sys.stderr)
+            seconds = time.monotonic() - started
+    except (Mismatch, RuntimeError, OSError, ValueError, subprocess.SubprocessError) as error:
+        said = f": {error.stderr.strip()}" if isinstance(error, subprocess.CalledProcessError) and error.stderr else ""
+        print(f"\ndemo: {error}{said}", file=sys.stderr)
         return 1
-    print(f"\ndelivered {uuid} in {time.monotonic() - started:.1f} s")
+    print(f"\ndelivered {uuid} in {seconds:.1f} s")
     return 0
 
 

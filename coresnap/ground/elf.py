@@ -24,8 +24,9 @@ PF_X = 1
 NT_PRSTATUS, NT_PRPSINFO = 1, 3
 #: vm.max_map_count is set as high as this by some distributions.
 SEGMENTS_MAX = 1 << 20
-#: 65,536 threads with some ten register sets each.
+#: 65,536 threads with some ten register sets each, of 12 kB in all.
 NOTES_MAX = 1 << 20
+NOTES_MAX_BYTES = 1 << 30
 #: The kernel writes no list of files larger than this (core_file_note_size_limit).
 NOTE_MAX_BYTES = 16 << 20
 _OFFSET_MAX = (1 << 63) - 1
@@ -150,16 +151,17 @@ def _segment(header: CoreHeader, values: "tuple[int, ...]") -> Segment:
 def _many(pread: "Pread", header: CoreHeader, shoff: int) -> int:
     """Count program headers that are too many for e_phnum.
 
-    The kernel writes the notes right behind them, which tells even of a stream or a cut core. Other writers leave the
-    count where elf(5) has it: in sh_info of the first section header, behind all the data.
+    The kernel writes the notes right behind them, before all memory, which tells even of a stream or a cut core. Other
+    writers leave the count where elf(5) has it: in sh_info of the first section header, behind all the data.
     """
     shape, phoff = _shape(header), header.segments_offset
-    data = _read(pread, shape.size, phoff)
-    if len(data) < shape.size:
+    data = _read(pread, 2 * shape.size, phoff)
+    if len(data) < 2 * shape.size:
         raise BadInput(f"core: the program headers are cut at {phoff + len(data)}")
-    first = _segment(header, shape.unpack(data))
+    first, second = (_segment(header, values) for values in shape.iter_unpack(data))
     count, rest = divmod(first.offset - phoff, shape.size)
-    if first.type == PT_NOTE and not rest and _PN_XNUM <= count <= SEGMENTS_MAX:
+    before_memory = first.type == PT_NOTE and first.offset + first.filesz <= second.offset
+    if before_memory and not rest and _PN_XNUM <= count <= SEGMENTS_MAX:
         return count
     at = 44 if header.elf_class == 64 else 28
     data = _read(pread, 4, shoff + at) if shoff else b""
@@ -184,11 +186,13 @@ def iter_notes(data: bytes, order: str = "<") -> "Iterator[tuple[str, int, int, 
 def core_notes(pread: "Pread", header: CoreHeader) -> "Iterator[tuple[int, bytes]]":
     """Yield (type, contents) of the core's own notes, those named CORE, in their order; ends where they are cut.
 
-    At most a window is held at a time. A note larger than NOTE_MAX_BYTES is passed over.
+    At most a window is held at a time. A note larger than NOTE_MAX_BYTES is passed over, and what is behind NOTES_MAX
+    notes or NOTES_MAX_BYTES as well: a core may be a file of holes.
     """
     at, size_bytes, left = header.notes_offset, _WINDOW_BYTES, NOTES_MAX
-    while at < header.notes_end and left:
-        window = _read(pread, min(size_bytes, header.notes_end - at), at)
+    end = min(header.notes_end, at + NOTES_MAX_BYTES)
+    while at < end and left:
+        window = _read(pread, min(size_bytes, end - at), at)
         used = 0
         for name, kind, start, length in iter_notes(window, header.order):
             used = start + (length + 3 & ~3)
@@ -199,16 +203,17 @@ def core_notes(pread: "Pread", header: CoreHeader) -> "Iterator[tuple[int, bytes
                 return
         if used:
             at, size_bytes = at + used, _WINDOW_BYTES
-        elif len(window) < 12 or len(window) < min(size_bytes, header.notes_end - at):
+        elif len(window) < 12 or len(window) < min(size_bytes, end - at):
             return
         else:
             name_bytes, length = struct.unpack_from(header.order + "II", window, 0)
             whole = 12 + (name_bytes + 3 & ~3) + (length + 3 & ~3)
             if name_bytes > 256 or whole <= size_bytes:
                 return
-            if whole > NOTE_MAX_BYTES:
-                at, whole, left = at + whole, _WINDOW_BYTES, left - 1
-            size_bytes = whole
+            if whole <= NOTE_MAX_BYTES:
+                size_bytes = whole
+            else:
+                at, left = at + whole, left - 1
 
 
 class Identity:

@@ -7,7 +7,8 @@ import os
 from collections.abc import Iterator
 
 from coresnap.snapshot.asset import table
-from coresnap.snapshot.core import MACHINES, Core
+from coresnap.snapshot.core import Core
+from coresnap.snapshot.modules import AT_ENTRY, Modules
 
 Scalar = str | int | float | bool
 
@@ -31,15 +32,18 @@ _CPU_COUNTS = {
 }
 
 
-def collect(core: Core, asset: dict[str, bytes], executable: str) -> dict[str, Scalar]:
+def collect(core: Core, asset: dict[str, bytes], listed: Modules, executable: str) -> dict[str, Scalar]:
     """Return what core and asset tell; what they do not tell is left out."""
     result: dict[str, Scalar] = {}
-    path = _line(asset, "proc/exe") or executable
-    application = os.path.basename(path) or core.command
+    main = listed.find(core.notes.auxv.get(AT_ENTRY, 0))
+    path = _line(asset, "proc/exe") or executable or (main.path if main else "")
+    application = os.path.basename(path.removesuffix(" (deleted)"))[:1024] or core.notes.command
     if application:
         result["application"] = application
-    if core.pid:
-        result["process.id"] = core.pid
+    if main:
+        result |= {f"package.{key}": main.package[key] for key in ("name", "version") if key in main.package}
+    if core.notes.pid:
+        result["process.id"] = core.notes.pid
     hostname = _line(asset, "host/hostname")
     if hostname:
         result["hostname"] = hostname
@@ -59,37 +63,48 @@ def _line(asset: dict[str, bytes], name: str) -> str:
 
 def _uname(core: Core, asset: dict[str, bytes]) -> Iterator[tuple[str, Scalar]]:
     """/proc/version reads `Linux version RELEASE (builder) (compiler) VERSION`."""
-    yield "uname.machine", MACHINES[core.header.machine]
-    words = _line(asset, "host/version").split()
-    if len(words) > 3 and words[1] == "version":
-        yield "uname.sysname", words[0]
+    yield "uname.machine", core.machine.name
+    yield "uname.sysname", "Linux"
+    line = _line(asset, "host/version")
+    words = line.split()
+    if words[:2] == ["Linux", "version"] and len(words) > 2:
         yield "uname.release", words[2]
-        _head, hash_sign, version = _line(asset, "host/version").partition(" #")
-        if hash_sign:
-            yield "uname.version", "#" + version
+    _head, hash_sign, version = line.partition(" #")
+    if hash_sign:
+        yield "uname.version", "#" + version
+
+
+def _number(text: str) -> int | None:
+    """Read a number, in bytes where it is given in kB. What is none, or above 64 bits, counts as not told."""
+    digits, _blank, unit = text.partition(" ")
+    if not (digits.isascii() and digits.isdigit() and len(digits) < 20):
+        return None
+    value = int(digits) * (1024 if unit == "kB" else 1)
+    return value if value < 1 << 63 else None
 
 
 def _numbers(texts: dict[str, str], names: dict[str, str], prefix: str) -> Iterator[tuple[str, Scalar]]:
     for theirs, ours in names.items():
-        number, _blank, unit = texts.get(theirs, "").partition(" ")
-        if number.isascii() and number.isdigit() and len(number) < 20:
-            yield prefix + ours, int(number) * (1024 if unit == "kB" else 1)
+        value = _number(texts.get(theirs, ""))
+        if value is not None:
+            yield prefix + ours, value
 
 
 def _cpu(asset: dict[str, bytes]) -> Iterator[tuple[str, Scalar]]:
     """/proc/stat: the line cpu is in clock ticks."""
     texts = table(asset.get("host/stat", b""))
     for name, ticks in zip(_CPU, texts.get("cpu", "").split(), strict=False):
-        if ticks.isascii() and ticks.isdigit():
-            yield f"cpu.{name}", int(ticks)
+        value = _number(ticks)
+        if value is not None:
+            yield f"cpu.{name}", value
     yield from _numbers(texts, _CPU_COUNTS, "")
 
 
 def _age(asset: dict[str, bytes]) -> int | None:
-    """Seconds from the process's start (field 22 of /proc/PID/stat, in ticks of 1/100 s) to the host's uptime."""
+    """Return the seconds from the process's start (field 22 of /proc/PID/stat, in clock ticks) to the host's uptime."""
     fields = asset.get("proc/stat", b"").rpartition(b")")[2].split()
-    uptime = asset.get("host/uptime", b"").split()
-    try:
-        return max(0, int(float(uptime[0]) - int(fields[19]) / os.sysconf("SC_CLK_TCK")))
-    except (IndexError, ValueError, OverflowError):
+    uptime = _number(_line(asset, "host/uptime").partition(".")[0])
+    ticks = _number(fields[19].decode("ascii", "replace")) if len(fields) > 19 else None
+    if uptime is None or ticks is None:
         return None
+    return max(0, uptime - ticks // os.sysconf("SC_CLK_TCK"))

@@ -9,81 +9,133 @@ from __future__ import annotations
 import bisect
 import json
 import struct
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 from coresnap.ground import elf
-from coresnap.snapshot.core import Core
+from coresnap.snapshot.core import Core, Memory
+from coresnap.snapshot.notes import Mapping
 
 MODULES_MAX = 65536
+VDSO = "[vdso]"
+AT_ENTRY, AT_SYSINFO_EHDR = 9, 33
 _NT_GNU_BUILD_ID = 3
 _NT_FDO_PACKAGING = 0xCAFE1A7E
 _NOTES_MAX_BYTES = 64 << 10
+#: What all modules' program headers and notes may take to read; real ones are below 2 kB each.
+_BUDGET_BYTES = 32 << 20
 _HEADERS_MAX = 256
+_PAGE_MASK = ~0xFFF
 _PROGRAM_HEADER = struct.Struct("<IIQQQQQQ")
 
 
 @dataclass(frozen=True)
 class Module:
-    """A mapped ELF file: from `start`, the address of its first mapping, to `end`; `build_id` in hex, empty where unknown."""
+    """An ELF file in memory from `start` to `end`. The build-id, in hex, is empty where the core does not have it."""
 
     path: str
     start: int
     end: int
-    build_id: str
-    package: dict[str, str]
+    build_id: str = ""
+    package: dict[str, str] = field(default_factory=dict)
 
 
-def list_modules(core: Core) -> list[Module]:
-    """Return the modules by address. A file whose header the core does not have is listed without a build-id."""
-    extents: dict[tuple[str, int], int] = {}
-    current: dict[str, int] = {}
-    for mapping in core.mappings:
-        if mapping.offset == 0 and mapping.path not in current:
-            current[mapping.path] = mapping.start
-        start = current.get(mapping.path)
-        if start is not None and mapping.start >= start:
-            key = (mapping.path, start)
-            extents[key] = max(extents.get(key, 0), mapping.end)
-    modules = []
-    for (path, start), end in sorted(extents.items(), key=lambda item: item[0][1])[:MODULES_MAX]:
-        head = core.read(start, 64)
-        if head and head[:4] != b"\x7fELF":
+class Modules:
+    """The modules by address; `missing` says what was left out."""
+
+    def __init__(self, modules: list[Module], missing: list[str]) -> None:
+        self.missing = missing
+        self.listed = sorted(modules, key=lambda module: module.start)
+        self._starts = [module.start for module in self.listed]
+
+    def find(self, address: int) -> Module | None:
+        """Return the module that has the address."""
+        index = bisect.bisect_right(self._starts, address) - 1
+        return self.listed[index] if index >= 0 and address < self.listed[index].end else None
+
+
+def list_modules(core: Core) -> Modules:
+    """Return the modules. A file whose header the core does not have is one if something of it is executable."""
+    modules: list[Module] = []
+    missing: list[str] = []
+    left_bytes = _BUDGET_BYTES
+    for path, start, mapped_end in _candidates(core):
+        if modules and start < modules[-1].end and path == modules[-1].path:
+            continue  # a second segment of the same page of a small file
+        if len(modules) >= MODULES_MAX or left_bytes <= 0:
+            missing.append(f"modules: the first {len(modules)}")
+            break
+        image = _Image(core.memory, start, left_bytes)
+        if image.is_elf:
+            modules.append(image.module(path, start))
+        elif image.is_unknown and core.memory.is_executable(start, mapped_end):
+            modules.append(Module(path, start, mapped_end))
+        left_bytes = image.left_bytes
+    return Modules(modules, missing)
+
+
+def _candidates(core: Core) -> Iterator[tuple[str, int, int]]:
+    """Yield (path, start, end of the run of its mappings) wherever the first page of a file is mapped, and the vDSO."""
+    mappings = sorted(core.notes.mappings, key=lambda mapping: mapping.start)
+    vdso = core.notes.auxv.get(AT_SYSINFO_EHDR, 0)
+    if vdso:
+        yield VDSO, vdso, vdso
+    run: Mapping | None = None
+    end = 0
+    for mapping in mappings:
+        if run is not None and mapping.path == run.path and mapping.offset:
+            end = max(end, mapping.end)
             continue
-        build_id, package = _notes(core, start, head)
-        modules.append(Module(path, start, end, build_id, package))
-    return modules
+        if run is not None:
+            yield run.path, run.start, end
+        run, end = (None, 0) if mapping.offset else (mapping, mapping.end)
+    if run is not None:
+        yield run.path, run.start, end
 
 
-def find(modules: list[Module], address: int) -> Module | None:
-    """Return the module that has the address."""
-    index = bisect.bisect_right(modules, address, key=lambda module: module.start) - 1
-    return modules[index] if index >= 0 and address < modules[index].end else None
+class _Image:
+    """The headers of an ELF file that is mapped at `start`; reads no more than `left_bytes`."""
 
+    def __init__(self, memory: Memory, start: int, left_bytes: int) -> None:
+        head = memory.read(start, 64)
+        self._memory = memory
+        self.left_bytes = left_bytes
+        self.is_unknown = not head
+        self.is_elf = len(head) == 64 and head[:6] == b"\x7fELF\x02\x01"
+        self._headers = self._read_headers(start, head) if self.is_elf else []
 
-def _notes(core: Core, start: int, head: bytes) -> tuple[str, dict[str, str]]:
-    """Walk the notes of the ELF file that is mapped at `start`."""
-    build_id = ""
-    package: dict[str, str] = {}
-    if len(head) < 64 or head[4:6] != b"\x02\x01":
-        return build_id, package
-    phoff = struct.unpack_from("<Q", head, 32)[0]
-    phentsize, phnum = struct.unpack_from("<HH", head, 54)
-    if phentsize != _PROGRAM_HEADER.size or phnum > _HEADERS_MAX or phoff > 1 << 20:
-        return build_id, package
-    data = core.read(start + phoff, phnum * phentsize)
-    headers = list(_PROGRAM_HEADER.iter_unpack(data[: len(data) - len(data) % phentsize]))
-    first = min((vaddr - offset for kind, _f, offset, vaddr, *_ in headers if kind == elf.PT_LOAD), default=0)
-    for kind, _flags, _offset, vaddr, _paddr, filesz, *_rest in headers:
-        if kind != elf.PT_NOTE:
-            continue
-        notes = core.read(start + vaddr - first, min(filesz, _NOTES_MAX_BYTES))
-        for name, note_kind, at, size_bytes in elf.iter_notes(notes):
-            if name == "GNU" and note_kind == _NT_GNU_BUILD_ID and size_bytes <= 64:
-                build_id = notes[at : at + size_bytes].hex()
-            elif name == "FDO" and note_kind == _NT_FDO_PACKAGING:
-                package = _package(notes[at : at + size_bytes])
-    return build_id, package
+    def _read(self, address: int, size_bytes: int) -> bytes:
+        data = self._memory.read(address, min(size_bytes, self.left_bytes))
+        self.left_bytes -= len(data)
+        return data
+
+    def _read_headers(self, start: int, head: bytes) -> list[tuple[int, ...]]:
+        phoff = struct.unpack_from("<Q", head, 32)[0]
+        phentsize, phnum = struct.unpack_from("<HH", head, 54)
+        if phentsize != _PROGRAM_HEADER.size or phnum > _HEADERS_MAX or phoff > 1 << 20:
+            return []
+        data = self._read(start + phoff, phnum * phentsize)
+        return list(_PROGRAM_HEADER.iter_unpack(data[: len(data) - len(data) % phentsize]))
+
+    def module(self, path: str, start: int) -> Module:
+        """Return the module that this is. Its addresses start where the segment of the file's first page does."""
+        loads = [
+            (vaddr, offset, memsz) for t, _f, offset, vaddr, _p, _s, memsz, _a in self._headers if t == elf.PT_LOAD
+        ]
+        base = start - next((vaddr - offset & _PAGE_MASK for vaddr, offset, _m in loads if not offset & _PAGE_MASK), 0)
+        end = max((base + vaddr + memsz for vaddr, _offset, memsz in loads), default=start)
+        build_id, package = "", {}
+        for kind, _flags, _offset, vaddr, _paddr, filesz, *_rest in self._headers:
+            if kind != elf.PT_NOTE:
+                continue
+            notes = self._read(base + vaddr, min(filesz, _NOTES_MAX_BYTES))
+            for name, note_kind, at, size_bytes in elf.iter_notes(notes):
+                if name == "GNU" and note_kind == _NT_GNU_BUILD_ID and size_bytes <= 64:
+                    build_id = notes[at : at + size_bytes].hex()
+                elif name == "FDO" and note_kind == _NT_FDO_PACKAGING:
+                    package = _package(notes[at : at + size_bytes])
+        return Module(path, start, min(max(end, start + 1), 1 << 64), build_id, package)
 
 
 def _package(data: bytes) -> dict[str, str]:

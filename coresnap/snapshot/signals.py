@@ -5,12 +5,15 @@ from __future__ import annotations
 
 import signal
 
-from coresnap.snapshot.core import Signal
+from coresnap.snapshot.notes import Signal
 
 _SENT = {
     0: ("SI_USER", "sent by kill"),
     -1: ("SI_QUEUE", "sent by sigqueue"),
     -2: ("SI_TIMER", "sent by a timer"),
+    -3: ("SI_MESGQ", "sent by a message queue"),
+    -4: ("SI_ASYNCIO", "sent by asynchronous input or output"),
+    -5: ("SI_SIGIO", "sent by queued input or output"),
     -6: ("SI_TKILL", "sent by tgkill, as abort and raise do"),
     0x80: ("SI_KERNEL", "sent by the kernel"),
 }
@@ -20,6 +23,13 @@ _CODES = {
         2: ("SEGV_ACCERR", "mapping does not allow it"),
         3: ("SEGV_BNDERR", "bounds check failed"),
         4: ("SEGV_PKUERR", "protection key does not allow it"),
+        5: ("SEGV_ACCADI", "application data integrity not enabled"),
+        6: ("SEGV_ADIDERR", "application data integrity mismatch, disrupting"),
+        7: ("SEGV_ADIPERR", "application data integrity mismatch, precise"),
+        8: ("SEGV_MTEAERR", "memory tag mismatch, asynchronous"),
+        9: ("SEGV_MTESERR", "memory tag mismatch"),
+        10: ("SEGV_CPERR", "control protection violated, as a return address overwritten"),
+        0x80: ("SI_KERNEL", "general protection, as at an address that is not canonical"),
     },
     "SIGBUS": {
         1: ("BUS_ADRALN", "address not aligned"),
@@ -37,6 +47,8 @@ _CODES = {
         6: ("FPE_FLTRES", "floating-point result inexact"),
         7: ("FPE_FLTINV", "floating-point operation invalid"),
         8: ("FPE_FLTSUB", "subscript out of range"),
+        14: ("FPE_FLTUNK", "floating-point exception of no known kind"),
+        15: ("FPE_CONDTRAP", "trap on condition"),
     },
     "SIGILL": {
         1: ("ILL_ILLOPC", "illegal opcode"),
@@ -47,9 +59,21 @@ _CODES = {
         6: ("ILL_PRVREG", "privileged register"),
         7: ("ILL_COPROC", "coprocessor error"),
         8: ("ILL_BADSTK", "internal stack error"),
+        9: ("ILL_BADIADDR", "instruction address not implemented"),
     },
-    "SIGTRAP": {1: ("TRAP_BRKPT", "breakpoint"), 2: ("TRAP_TRACE", "trace trap")},
-    "SIGSYS": {1: ("SYS_SECCOMP", "system call not allowed by seccomp")},
+    "SIGTRAP": {
+        1: ("TRAP_BRKPT", "breakpoint"),
+        2: ("TRAP_TRACE", "trace trap"),
+        3: ("TRAP_BRANCH", "branch trap"),
+        4: ("TRAP_HWBKPT", "hardware breakpoint or watchpoint"),
+        5: ("TRAP_UNK", "trap of no known kind"),
+        6: ("TRAP_PERF", "event of a performance counter"),
+        0x80: ("SI_KERNEL", "breakpoint instruction"),
+    },
+    "SIGSYS": {
+        1: ("SYS_SECCOMP", "system call not allowed by seccomp"),
+        2: ("SYS_USER_DISPATCH", "system call given back to the process"),
+    },
 }
 
 
@@ -63,13 +87,19 @@ def name(number: int) -> str:
 
 def code(info: Signal) -> tuple[str, str]:
     """Return the name of the signal's code and what it means; empty texts where it has no meaning that is known."""
-    return _SENT.get(info.code) or _CODES.get(name(info.number), {}).get(info.code) or ("", "")
+    if info.code is None:
+        return "", ""
+    return _CODES.get(name(info.number), {}).get(info.code) or _SENT.get(info.code) or ("", "")
 
 
 def sentence(info: Signal) -> str:
     """Say in a line what the process died of: `SIGSEGV: address not mapped (SEGV_MAPERR) at 0x10`."""
     symbol, meaning = code(info)
-    text = f"{name(info.number)}: {meaning} ({symbol})" if symbol else f"{name(info.number)}: code {info.code}"
+    text = name(info.number)
+    if symbol:
+        text += f": {meaning} ({symbol})"
+    elif info.code is not None:
+        text += f": code {info.code}"
     if info.address is not None:
         text += f" at {info.address:#x}"
     elif info.sender_pid:

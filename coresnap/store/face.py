@@ -4,24 +4,32 @@
 put() either returns the store's own acknowledgement or raises one of three errors, and which one it is decides what
 becomes of the dump:
 
-* TryLater: nothing is known to be wrong with the dump or the store's settings (a store that is down, a full disk, a rate
-  limit); the dump is tried again, later each time, or when the error's `retry_after_usec` says.
-* Parked: the store or the project will take nothing until somebody mends it (no token, no such project, a wrong
-  address); the dumps wait, and the store is tried now and then.
-* StoreRefused: the store will never take this one snapshot; its dump is given up on.
+* TryLater: nothing is known to be wrong with the dump or with the settings (transport errors; HTTP 408, 425, 429, 5xx; a
+  full disk). The dump stays in sending and is tried again, later each time, or when `retry_after_usec` of a StoreBusy says.
+* Parked: the store or the project takes nothing until somebody mends it (HTTP 401, 403, 404; no token; a directory that
+  may not be written). No dump is at fault: all of them wait in sending, no attempt counts against them, and the store is
+  tried now and then.
+* StoreRefused: the store will never take this one snapshot (HTTP 400, 413, 422; another snapshot has its UUID; its bytes
+  are not those on record). Its dump moves to failed; the others are not concerned.
 
-The same snapshot put twice under one UUID is stored once: the second put returns a receipt with `already_there`.
+The same snapshot put twice under one UUID is stored once: the second put returns a receipt with `already_there`. An
+answer that was lost can therefore always be asked for again.
+
+Another store is one module with a class that has the methods of Store, and one line in open.py.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Protocol
 
 from coresnap.ground.errors import BadInput, Refused, TryLater
 
 RECEIPT_VERSION = 1
 _TEXT_MAX = 1024
+_INT_MAX = 2**63 - 1
+_NAME_MAX = 64
+_NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
 
 
 class StoreBusy(TryLater):
@@ -38,6 +46,22 @@ class Parked(TryLater):
 
 class StoreRefused(Refused):
     """The store takes this one snapshot never."""
+
+
+class Secret:
+    """A token. It shows in no repr, log line or traceback; reveal() is for the one request that needs it."""
+
+    __slots__ = ("_text",)
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def reveal(self) -> str:
+        """Return the token itself."""
+        return self._text
+
+    def __repr__(self) -> str:
+        return "Secret(…)"
 
 
 @dataclass(frozen=True)
@@ -59,11 +83,12 @@ class Delivery:
     size_bytes: int
     sha256: str
     attachments: tuple[Attachment, ...] = ()
+    token: Secret | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
 class Receipt:
-    """A store's acknowledgement. `object` is the store's own name for what it holds."""
+    """A store's acknowledgement. `object` is the store's own name for what it holds; `store` has no secrets in it."""
 
     uuid: str
     store: str
@@ -90,8 +115,12 @@ class Receipt:
             raise BadInput(f"receipt: an object of {', '.join(names)} expected")
         for name, kind in names.items():
             value = document[name]
-            if type(value) is not kind or (isinstance(value, str) and len(value) > _TEXT_MAX):
+            if type(value) is not kind:
                 raise BadInput(f"receipt: {name}: {kind.__name__} expected")
+            if isinstance(value, str) and len(value) > _TEXT_MAX:
+                raise BadInput(f"receipt: {name}: more than {_TEXT_MAX} characters")
+            if isinstance(value, int) and not 0 <= value <= _INT_MAX:
+                raise BadInput(f"receipt: {name}: out of range")
         if document["version"] != RECEIPT_VERSION:
             raise BadInput(f"receipt: version {document['version']}, {RECEIPT_VERSION} expected")
         return cls(**document)
@@ -105,3 +134,8 @@ class Store(Protocol):
 
     def close(self) -> None:
         """End the connection."""
+
+
+def is_name(text: str) -> bool:
+    """Say whether the text can name a project or an attachment: it cannot name another directory, nor be hidden in one."""
+    return 0 < len(text) <= _NAME_MAX and text[0] != "." and _NAME_CHARACTERS.issuperset(text)

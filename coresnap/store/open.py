@@ -21,4 +21,5 @@ def open_store(spec: str, *, max_bytes: int, max_age_usec: int) -> Store:
             f"{rest} names an object store, and this version does not speak to one by itself",
             hint="set send.command, such as `coroner -c FILE put %P %t %S`, or take the file away",
         )
-    raise BadSettings(f"send.store = {spec}: no store is known by that name", hint="file:/PATH is one")
+    # Only the scheme is shown: the rest of an address may hold a token.
+    raise BadSettings(f"send.store = {scheme[:32]}:…: no store is known by that name", hint="file:/PATH is one")

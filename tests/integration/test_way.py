@@ -277,8 +277,16 @@ def test_coresnapd_takes_what_comes_and_survives_its_children(site: Site, real_c
 
 def _children(pid: int) -> dict[str, int]:
     """Return the children of a process by the name of the program that they run."""
-    pids = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return {Path(Path(f"/proc/{child}/cmdline").read_text().split("\0")[2]).name: int(child) for child in pids}
+    found = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parent = stat.read_text().rpartition(")")[2].split()[1]
+            words = (stat.parent / "cmdline").read_text().split("\0")
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if parent == str(pid) and len(words) > 2:
+            found[Path(words[2]).name] = int(stat.parent.name)
+    return found
 
 
 def test_coresnapd_refuses_wrong_settings_and_goes_on(site: Site, real_core: Path) -> None:

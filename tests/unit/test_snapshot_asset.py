@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a report takes from the asset, and what it takes from no asset."""
+
+from __future__ import annotations
+
+import io
+import os
+import resource
+import struct
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from coresnap.ground.errors import BadInput
+from coresnap.snapshot.asset import read_asset, table, thread_names
+from tests.fixtures import cores
+from tests.unit.test_snapshot import report_of
+
+_ASSET = {
+    "proc/status": b"Name:\tprogram\nPid:\t77\nFDSize:\t64\nVmPeak:\t    2000 kB\nVmSize:\t    1500 kB\n"
+    b"VmHWM:\t     800 kB\nVmRSS:\t     700 kB\nVmData:\t 100 kB\nVmStk:\t 132 kB\nVmLck:\t 0 kB\nVmPTE:\t 52 kB\n"
+    b"VmSwap:\t 4 kB\nvoluntary_ctxt_switches:\t12\nnonvoluntary_ctxt_switches:\t3\n",
+    "proc/stat": b"77 (a) S b)) S 1 77 77 0 -1 4194304 1 0 0 0 0 0 0 0 20 0 2 0 100000 0 0\n",
+    "proc/exe": b"/usr/bin/program (deleted)",
+    "proc/task": b"77\tfutex_wait\tprogram\n78\t0\tworker \\u2028\\x1b[31m\n",
+    "host/meminfo": b"MemTotal:       8000000 kB\nMemFree:  1000 kB\nSwapTotal: 5 kB\nHugePages_Total:       0\n",
+    "host/uptime": b"5000.25 9000.10\n",
+    "host/version": b"Linux version 6.1.0-56-amd64 (builder) (gcc 12) #1 SMP Debian 6.1.1 (2026-01-01)\n",
+    "host/hostname": b"box\n",
+    "host/stat": b"cpu  1 2 3 4 5 6 7 8 9 10\ncpu0 1 2 3\nctxt 999\nbtime 1700000000\n"
+    b"processes 55\nprocs_running 2\nprocs_blocked 0\n",
+}
+
+
+@pytest.fixture
+def core(tmp_path: Path) -> Path:
+    path = tmp_path / "core"
+    path.write_bytes(cores.small())
+    return path
+
+
+def _tar(path: Path, members: dict[str, bytes], **kinds: bytes) -> Path:
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as archive:
+        for name, data in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+        for name, kind in kinds.items():
+            member = tarfile.TarInfo(f"proc/{name}")
+            member.type, member.linkname = kind, "/etc/passwd"
+            archive.addfile(member)
+    return path
+
+
+def test_attributes(core: Path, tmp_path: Path) -> None:
+    report = report_of(core, read_asset(str(_tar(tmp_path / "a.tar", _ASSET))))
+    attributes = report["attributes"]
+    ticks = os.sysconf("SC_CLK_TCK")
+    expected: dict[str, Any] = {
+        **{"application": "program", "hostname": "box", "process.id": 77, "process.age": 5000 - 100000 // ticks},
+        **{"descriptor.count": 64, "vm.vma.peak": 2000 << 10, "vm.vma.size": 1500 << 10, "vm.rss.peak": 800 << 10},
+        **{"vm.rss.size": 700 << 10, "vm.data.size": 100 << 10, "vm.stack.size": 132 << 10, "vm.locked.size": 0},
+        **{"vm.pte.size": 52 << 10, "vm.swap.size": 4 << 10, "sched.cs.voluntary": 12, "sched.cs.involuntary": 3},
+        **{"system.memory.total": 8000000 << 10, "system.memory.free": 1000 << 10, "system.memory.swap.total": 5 << 10},
+        **{"uname.sysname": "Linux", "uname.machine": "x86_64", "uname.release": "6.1.0-56-amd64"},
+        **{"uname.version": "#1 SMP Debian 6.1.1 (2026-01-01)", "cpu.user": 1, "cpu.kernel": 3, "cpu.softirq": 7},
+        **{"cpu.context": 999, "cpu.boottime": 1700000000, "cpu.process.count": 55, "cpu.process.running": 2},
+        **{"cpu.process.blocked": 0, "thread.count": 2, "signal": 11, "signal.name": "SIGSEGV", "signal.code": 1},
+        **{"fault.address": "0x10", "package.name": "program", "package.version": "1.2-3"},
+        **{"error.message": "SIGSEGV: address not mapped (SEGV_MAPERR) at 0x10"},
+    }
+    assert {name: attributes.get(name) for name in expected} == expected
+    assert {tid: thread["name"] for tid, thread in report["threads"].items()} == {
+        "78": "worker \\u2028\\x1b[31m",
+        "77": "program",
+    }
+    (module,) = report["modules"]
+    assert module["package"] == {"type": "deb", "name": "program", "version": "1.2-3"}
+    assert (module["start"], module["size"]) == (str(cores.BASE), str(0x3000))
+
+
+def test_threads_of_another_pid_namespace_keep_no_wrong_names(core: Path) -> None:
+    """The core numbers them 77 and 78; the host knows 77 not at all, and 78 is another one."""
+    report = report_of(core, {"proc/task": b"9000\t0\tprogram\n78\t0\twrong\n"})
+    assert {tid: thread["name"] for tid, thread in report["threads"].items()} == {"78": "", "77": "program"}
+
+
+def test_the_core_alone(core: Path) -> None:
+    attributes = report_of(core)["attributes"]
+    assert attributes["application"] == "program", "of the module with the entry point"
+    assert not [name for name in attributes if name.startswith(("vm.", "system.", "cpu.", "sched.", "hostname"))]
+
+
+@pytest.mark.parametrize("text", [b"\xff\xfe", b"", b"99999999999999999999999 kB", b"-1", b"1e400", b"nan", b"0x10"])
+def test_nonsense_is_left_out(core: Path, text: bytes) -> None:
+    asset = {name: data.replace(b"1", text) for name, data in _ASSET.items()}
+    asset |= {"proc/stat": b"77 (a) " + b" ".join([text] * 30), "host/uptime": text + b" 1"}
+    attributes = report_of(core, asset)["attributes"]
+    numbers = [value for name, value in attributes.items() if isinstance(value, int) and name != "signal.code"]
+    assert all(0 <= number < 1 << 63 for number in numbers)
+
+
+def test_a_name_cannot_pass_for_another_line(core: Path) -> None:
+    """A process names itself; only the kernel ends lines, with the line feed."""
+    status = "Name:\ta\x0cVmHWM:\t1 kB\u2028VmHWM:\t1 kB\nVmHWM:\t800 kB\n"
+    assert table(status.encode())["VmHWM"] == "800 kB"
+    assert thread_names(b"1\t0\ta\x0c2\t0\tb\n") == {}
+    assert report_of(core, {"proc/status": status.encode()})["attributes"]["vm.rss.peak"] == 800 << 10
+
+
+def test_only_plain_files_of_known_names(tmp_path: Path) -> None:
+    members = {"proc/status": b"first", "proc/../../etc/passwd": b"x", "/proc/stat": b"x", "proc/environ": b"SECRET=1"}
+    path = _tar(tmp_path / "a.tar", members, stat=tarfile.SYMTYPE, exe=tarfile.LNKTYPE, task=tarfile.FIFOTYPE)
+    assert read_asset(str(path)) == {"proc/status": b"first"}
+
+
+def test_a_sparse_member_takes_no_memory(tmp_path: Path) -> None:
+    """Two ways to claim 64 GB in a file of 10 kB: GNU's own header, and PAX."""
+    member = tarfile.TarInfo("proc/status")
+    member.type, member.size = tarfile.GNUTYPE_SPARSE, 512
+    header = bytearray(member.tobuf(tarfile.GNU_FORMAT))
+    header[483:495] = struct.pack(">IQ", 0x80000000, 64 << 30)
+    header[148:156] = b"%06o\0 " % (sum(header[:148]) + 8 * 32 + sum(header[156:512]))
+    old = bytes(header) + bytes(512)
+    claims = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.name": "proc/status"}
+    member = tarfile.TarInfo("proc/status")
+    member.size, member.pax_headers = 512, claims | {"GNU.sparse.realsize": str(64 << 30)}
+    pax = member.tobuf(tarfile.PAX_FORMAT) + b"1\n0\n0\n".ljust(512, b"\0")
+    program = "import sys; from coresnap.snapshot.asset import read_asset; print(read_asset(sys.argv[1]))"
+    for data in (old, pax):
+        path = tmp_path / "a.tar"
+        path.write_bytes(data + bytes(1024))
+        done = subprocess.run(
+            [sys.executable, "-c", program, str(path)],
+            cwd=Path(__file__).parents[2],
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (256 << 20, 256 << 20)),
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=20,
+        )
+        assert done.stdout == "{}\n"
+
+
+def test_what_is_no_tar(tmp_path: Path) -> None:
+    path = tmp_path / "a.tar"
+    path.write_bytes(b"hello" * 1000)
+    with pytest.raises(BadInput, match="not a TAR"):
+        read_asset(str(path))
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(BadInput, match="not a regular file"):
+        read_asset(str(tmp_path / "fifo"))
+    path.write_bytes(b"")
+    assert read_asset(str(path)) == read_asset(os.devnull) == {}
+    whole = _tar(path, _ASSET).read_bytes()
+    for length in range(1, len(whole), 333):
+        path.write_bytes(whole[:length])
+        try:
+            assert set(read_asset(str(path))) <= set(_ASSET)
+        except BadInput:
+            pass
