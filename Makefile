@@ -8,14 +8,16 @@ RUN_NEEDS := python3-systemd python3-sdnotify python3-requests python3-jsonschem
 DEMO_NEEDS := $(RUN_NEEDS) gcc libc6-dev gdb
 TEST_NEEDS := $(DEMO_NEEDS) python3-pytest e2fsprogs mount util-linux binutils elfutils
 VENV_NEEDS := python3-venv python3-dev gcc libc6-dev libsystemd-dev pkg-config
+SYSTEM_NEEDS := $(RUN_NEEDS) python3-pytest qemu-system-x86 qemu-utils mmdebstrap e2fsprogs
 LINT_NEEDS := $(VENV_NEEDS) shellcheck
 
-.PHONY: help demo test test-venv check lint bench generate install clean
+.PHONY: help demo test test-venv test-system check lint bench generate install clean
 
 help:
 	@echo 'make demo       a real program crashes; its dump goes all the way to a store'
 	@echo 'make test       the tests, with $(PYTHON) and its distribution packages'
 	@echo 'make test-venv  the same in a virtual environment from PyPI'
+	@echo 'make test-system  in virtual machines with kernels of their own (minutes; root)'
 	@echo 'make check      lint, types, generated files, and make test'
 	@echo 'make bench      the figures of docs/benchmarks.md'
 	@echo 'make generate   write the files that derive from tables again'
@@ -42,6 +44,10 @@ lint: $(VENV)/stamp
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/mypy
 	shellcheck tools/need tools/copy-package .ci/run
+
+test-system:
+	@tools/need $(SYSTEM_NEEDS)
+	$(PYTHON) -m pytest tests/system
 
 bench:
 	@tools/need $(DEMO_NEEDS)

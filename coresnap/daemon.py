@@ -6,12 +6,14 @@ SYNOPSIS
     coresnapd [--settings FILE] [-f | --once | --prepare]
 
 DESCRIPTION
-    Makes the spool ready, ends the captures whose archive was killed, and supervises the stage processor and the sender
-    as child processes.
+    Ends the captures whose archive was killed, and supervises the stage processor and the sender as child processes. A
+    spool has one coresnapd at a time.
 
-    -f         foreground: the output of defaults.command and snapshot.command is shown here
-    --once     process and send what is due, then end: for cron
-    --prepare  make the spool, try a rename through all stages, write archive's settings, and end
+    -f               foreground: the output of defaults.command and snapshot.command is shown here
+    --once           process and send what is due, then end: for cron; ends at once where a coresnapd is at work
+    --prepare        make the spool, try a rename through all stages, write archive's settings, and end
+    --settings FILE  read this configuration file, and no other; archive's settings are not written then
+    --compiled FILE  write archive's settings to this file
 
 SIGNALS
     SIGHUP reads the settings again; wrong ones are refused and the old ones go on. SIGTERM ends the stages and coresnapd.
@@ -27,13 +29,14 @@ import sys
 if __name__ == "__main__":
     sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
 
+import fcntl
 import select
 import time
 from dataclasses import dataclass
 
 from coresnap.capture.finish import sweep
 from coresnap.ground import flat, notify, program, runner, settings
-from coresnap.ground.errors import BadSettings, CoresnapError
+from coresnap.ground.errors import CoresnapError, Refused, TryLater
 from coresnap.ground.log import Log
 from coresnap.ground.settings import Settings
 from coresnap.spool import ledger, stages
@@ -51,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
         prog="coresnapd", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--settings", metavar="FILE", help="read this configuration file, and no other")
-    parser.add_argument("--compiled", metavar="FILE", default=flat.PATH, help="write archive's settings here")
+    parser.add_argument("--compiled", metavar="FILE", help="write archive's settings here")
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("-f", "--foreground", action="store_true", help="show the commands' output here")
     mode.add_argument("--once", action="store_true", help="process and send what is due, then end")
@@ -62,35 +65,69 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace, log: Log) -> int:
-    loaded = prepare(options.settings, options.compiled, log)
+    loaded = read_settings(options, log)
     if options.prepare:
+        prepare(loaded)
         return 0
     with Spool(loaded.dump_root) as spool, program.signals() as caught:
-        _sweep(spool, options.compiled, log)
+        if not _alone(spool):
+            if options.once:
+                return 0
+            raise TryLater(f"a coresnapd is at work on {spool.path} already", hint="`coresnap status` shows the stages")
+        stages.probe(spool)
+        for name in spool.foreign():
+            log.warning(f"{spool.path}/{name} is no dump, ignoring")
+        _sweep(spool, loaded, log)
         if options.once:
-            return _once(options)
-        Daemon(options, spool, log).run(caught)
+            return _once(options, caught)
+        log.info(f"at work on {spool.path}: {_totals(spool)}")
+        Daemon(options, spool, log, loaded).run(caught)
+        log.info("ended")
     return 0
 
 
-def prepare(path: str | None, compiled: str, log: Log) -> Settings:
-    """Read the settings, compile them for archive, make the spool ready. Raises BadSettings, Refused."""
-    loaded = settings.load(path)
+def read_settings(options: argparse.Namespace, log: Log) -> Settings:
+    """Read the settings and compile them for archive. Raises BadSettings, or Refused where that cannot be written."""
+    loaded = settings.load(options.settings)
     for warning in loaded.warnings:
         log.warning(warning)
-    settings.write_compiled(loaded, compiled)
-    _mode, uid, gid = loaded.dump_owner()
-    stages.prepare(loaded.dump_root, uid, gid)
-    with Spool(loaded.dump_root) as spool:
-        ledger.prepare(spool.root_fd, uid, gid)
-        for name in spool.foreign():
-            log.warning(f"{loaded.dump_root}/{name} is no dump, ignoring")
+    compiled = options.compiled or (None if options.settings else flat.PATH)
+    if compiled:
+        try:
+            settings.write_compiled(loaded, compiled)
+        except OSError as error:
+            raise Refused(
+                f"{compiled}: {error.strerror}", hint="run it as root, or name another file by --compiled"
+            ) from error
     return loaded
 
 
-def _sweep(spool: Spool, compiled: str, log: Log) -> None:
-    archive_settings, _problem = flat.read(compiled)
-    for outcome in sweep(spool, archive_settings):
+def prepare(loaded: Settings) -> None:
+    """Make the spool, as far as it is not there. Raises Refused, TryLater."""
+    _mode, uid, gid = loaded.dump_owner()
+    stages.prepare(loaded.dump_root, uid, gid)
+    with Spool(loaded.dump_root) as spool:
+        try:
+            ledger.prepare(spool.root_fd, uid, gid)
+        except OSError as error:
+            raise TryLater(f"{spool.path}/{ledger.NAME}: {error.strerror}", hint="the ledger needs 2 MiB") from error
+
+
+def _alone(spool: Spool) -> bool:
+    """Be the one coresnapd of this spool, for as long as its root is open; false where another is."""
+    try:
+        fcntl.flock(spool.root_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _totals(spool: Spool) -> str:
+    return ", ".join(f"{stage} {len(spool.uuids(stage))}" for stage in stages.STAGES[1:])
+
+
+def _sweep(spool: Spool, loaded: Settings, log: Log) -> None:
+    for outcome in sweep(spool, settings.archive_settings(loaded)):
         if outcome.kept:
             log.warning(
                 f"{outcome.uuid}: salvaged, its archive was killed: {outcome.truncated}", CORESNAP_DUMP=outcome.uuid
@@ -99,12 +136,19 @@ def _sweep(spool: Spool, compiled: str, log: Log) -> None:
             log.error(f"{outcome.uuid}: lost, {outcome.reason}: {outcome.detail}", CORESNAP_DUMP=outcome.uuid)
 
 
-def _once(options: argparse.Namespace) -> int:
-    """Run each stage's owner once, the way of a dump; return the worst exit status."""
+def _once(options: argparse.Namespace, caught: program.Signals) -> int:
+    """Run each stage's owner once, the way of a dump, or until asked to stop; return the worst exit status."""
     worst = 0
+    poll = select.poll()
+    poll.register(caught.fd, select.POLLIN)
     for name in ("process", "send"):
         child = runner.spawn([*_argv(name, options), "--once"])
-        worst = max(worst, child.wait())
+        while (status := child.poll()) is None and not caught.stop:
+            poll.poll()  # SIGCHLD is among what is caught
+            caught.drain()
+        worst = max(worst, child.end() if status is None else status)
+        if caught.stop:
+            break
     return worst
 
 
@@ -132,7 +176,8 @@ class _Supervised:
 class Daemon:
     """coresnapd at work."""
 
-    def __init__(self, options: argparse.Namespace, spool: Spool, log: Log) -> None:
+    def __init__(self, options: argparse.Namespace, spool: Spool, log: Log, loaded: Settings) -> None:
+        self.loaded = loaded
         self.options = options
         self.spool = spool
         self.log = log
@@ -147,7 +192,7 @@ class Daemon:
         try:
             while not caught.stop:
                 self._start_due()
-                notify.status(self._status())
+                notify.status(_totals(self.spool))
                 wake_usec = min([self.sweep_usec, *(child.next_usec for child in self.children if not child.child)])
                 if poll.poll(max(0, wake_usec - _now_usec()) // 1000 + 1):
                     caught.drain()
@@ -156,7 +201,7 @@ class Daemon:
                     caught.reload = False
                     self._reload()
                 if _now_usec() >= self.sweep_usec:
-                    _sweep(self.spool, self.options.compiled, self.log)
+                    _sweep(self.spool, self.loaded, self.log)
                     self.sweep_usec = _now_usec() + _SWEEP_USEC
         finally:
             notify.stopping()
@@ -189,10 +234,9 @@ class Daemon:
     def _reload(self) -> None:
         notify.reloading()
         try:
-            prepare(self.options.settings, self.options.compiled, self.log)
+            self.loaded = read_settings(self.options, self.log)
         except CoresnapError as error:
-            kind = "settings" if isinstance(error, BadSettings) else "spool"
-            self.log.error(f"reload refused, the old settings go on: {kind}: {error.line()}")
+            self.log.error(f"reload refused, the old settings go on: {error.line()}")
         else:
             self._end()
             self.log.info("settings read again")
@@ -204,10 +248,6 @@ class Daemon:
                 supervised.child.end()
                 supervised.child = None
                 supervised.next_usec = 0
-
-    def _status(self) -> str:
-        counts = [f"{stage} {len(self.spool.uuids(stage))}" for stage in stages.STAGES[1:]]
-        return ", ".join(counts)
 
 
 def _now_usec() -> int:

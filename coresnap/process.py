@@ -61,10 +61,12 @@ class Processing:
         self.limit_usec = settings.snapshot_timeout_usec + settings.defaults_timeout_usec + _GRACE_USEC
         self.owner = settings.dump_owner()
 
-    def request(self, dump: Dump, document: Record) -> tuple[dict[str, Any], list[int]] | None:
+    def request(self, dump: Dump, document: Record) -> tuple[dict[str, Any], list[int]] | Verdict | None:
         """Open the dump's files for the worker and say what is to be run on them."""
         if document["snapshot"] is not None:
             return None
+        if not durable.exists(dump.fd, _CORE):
+            return Verdict("failed", "its core is gone, and was not taken by coresnap")
         if durable.exists(dump.fd, SNAPSHOT):
             durable.unlink(dump.fd, SNAPSHOT)
         files = {SNAPSHOT: durable.create(dump.fd, SNAPSHOT, *self.owner), _CORE: durable.open_regular(dump.fd, _CORE)}

@@ -31,6 +31,7 @@ _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _DEFAULTS_MAX_BYTES = 64 << 10
 _OUTPUT_MAX_BYTES = 64 << 10
 _BAD_INPUT = 65
+_CONNECTION_FD = 0
 _FIELDS = {
     "uuid": str,
     "files": list,
@@ -81,7 +82,9 @@ def _process(request: dict[str, Any], files: dict[str, int]) -> dict[str, Any]:
             timeout_usec=request["defaults_timeout_usec"],
             env=environment,
             output="capture",
+            errors="inherit",
             output_limit_bytes=_DEFAULTS_MAX_BYTES,
+            abandon_fd=_CONNECTION_FD,
         )
         if result.status != 0:
             return {"version": 1, "status": "failed", "detail": f"defaults.command: {_ending(result)}"}
@@ -96,6 +99,7 @@ def _process(request: dict[str, Any], files: dict[str, int]) -> dict[str, Any]:
         output_limit_bytes=_OUTPUT_MAX_BYTES,
         memory_bytes=request["memory_bytes"],
         file_size_bytes=request["max_bytes"],
+        abandon_fd=_CONNECTION_FD,
     )
     elapsed_usec = (time.monotonic_ns() - started_nsec) // 1000
     if result.status == 0:
@@ -144,6 +148,7 @@ def _last_line(output: bytes) -> str:
 
 def main() -> int:
     """Run the worker; return its exit status."""
+    program.end_cleanly_on_term()
     with socket.socket(fileno=os.dup(0)) as connection:
         return program.run("coresnap process-worker", lambda: work(connection))
 

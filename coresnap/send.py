@@ -31,7 +31,6 @@ if __name__ == "__main__":
 from typing import Any
 
 from coresnap.ground import durable
-from coresnap.ground.errors import BadInput
 from coresnap.ground.program import argv_of
 from coresnap.ground.settings import Settings
 from coresnap.spool import stage_program, stages
@@ -62,12 +61,12 @@ class Sending:
         self.limit_usec = settings.send_timeout_usec + _GRACE_USEC
         self.owner = settings.dump_owner()
 
-    def request(self, dump: Dump, document: Record) -> tuple[dict[str, Any], list[int]] | None:
+    def request(self, dump: Dump, document: Record) -> tuple[dict[str, Any], list[int]] | Verdict | None:
         """Open what is to be sent and say where to."""
         if durable.exists(dump.fd, RECEIPT):
             return None
-        if document["snapshot"] is None:
-            raise BadInput(f"{dump.uuid} has no snapshot on record", hint=f"`coresnap retry {dump.uuid[:8]}` makes one")
+        if document["snapshot"] is None or not durable.exists(dump.fd, SNAPSHOT):
+            return Verdict("failed", "its snapshot is gone")
         settings = self.settings
         project, _rule = settings.format_for(
             os.path.basename(document["victim"]["exe"] or document["victim"]["comm"] or "")

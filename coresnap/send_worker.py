@@ -188,7 +188,7 @@ def _run_command(request: dict[str, Any], files: dict[str, int]) -> Receipt:
         "t": request["project"],
     }
     argv = expand(request["command"], values)
-    result = runner.run(argv, timeout_usec=request["timeout_usec"], pass_fds=tuple(files.values()))
+    result = runner.run(argv, timeout_usec=request["timeout_usec"], pass_fds=tuple(files.values()), abandon_fd=0)
     if result.status != 0 or result.timed_out:
         lines = result.output.decode("utf-8", "replace").strip().splitlines() or ["without a word"]
         how = "took too long" if result.timed_out else f"exit status {result.status}"
@@ -211,6 +211,7 @@ def main() -> int:
 
 
 def _serve() -> int:
+    program.end_cleanly_on_term()
     with socket.socket(fileno=os.dup(0)) as connection:
         return work(connection)
 

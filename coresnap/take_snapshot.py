@@ -36,6 +36,7 @@ if __name__ == "__main__":
     sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
 
 import argparse
+import errno
 import stat
 
 from coresnap.ground import program
@@ -142,7 +143,8 @@ def _write(path: str, data: bytes) -> None:
     except BrokenPipeError:
         raise
     except OSError as error:
-        raise TryLater(f"{printable(path)}: {error.strerror}") from error
+        hint = "snapshot.max_bytes allows no more" if error.errno == errno.EFBIG else ""
+        raise TryLater(f"{printable(path)}: {error.strerror}", hint=hint) from error
 
 
 if __name__ == "__main__":

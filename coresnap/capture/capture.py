@@ -77,14 +77,14 @@ class Capture:
     def _hold(self, source_fd: int, proc: "str | None") -> None:
         self.evidence = Evidence(proc, self.settings.environ, source_fd)
         self.spool = Spool(self.settings.root)
-        self.dump = self.spool.new()
-        self.core_fd = durable.create(self.dump.fd, CORE, *self.settings.owner())
         self.evidence.wait_for_victim(self.settings.evidence_budget_usec)
         if self.victim.pidfd is not None and _has_exited(self.victim.pidfd):
             self.evidence.forget_victim()
         need_bytes = OVERHEAD_BYTES + self._core_bytes(source_fd)
         self.reservation = Reservation(self.spool, self.settings.quota_percent, self.settings.ceiling_bytes, need_bytes)
-        self.copied = copy(source_fd, self.core_fd, self.reservation)
+        self.dump = self.spool.new()
+        self.core_fd = durable.create(self.dump.fd, CORE, *self.settings.owner())
+        self.copied = copy(source_fd, self.core_fd, self.reservation, OVERHEAD_BYTES)
 
     def _core_bytes(self, source_fd: int) -> int:
         """Foresee what the core takes on the disk: what the process has in memory or swapped out, or the file's blocks."""

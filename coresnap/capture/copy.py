@@ -40,8 +40,11 @@ class Copied:
         self.detail = detail
 
 
-def copy(source_fd: int, core_fd: int, reservation: "Reservation") -> Copied:
-    """Copy the core from `source_fd`, a pipe, socket or file, to its end or to the first error. Raises nothing of it."""
+def copy(source_fd: int, core_fd: int, reservation: "Reservation", spare_bytes: int = 0) -> Copied:
+    """Copy the core from `source_fd`, a pipe, socket or file, to its end or to the first error. Raises nothing of it.
+
+    Nothing is written that is not reserved; `spare_bytes` of the reservation are left for what comes after the core.
+    """
     widen(source_fd)
     copied = Copied()
     buffer = bytearray(BUFFER_BYTES)
@@ -54,6 +57,7 @@ def copy(source_fd: int, core_fd: int, reservation: "Reservation") -> Copied:
                     copied.size_bytes = filled
                     copied.stop("not-a-core", reason)
                     return copied
+            reservation.ensure(filled + spare_bytes)
             written_bytes = _put(core_fd, buffer, view, filled, copied.size_bytes)
             copied.size_bytes += filled
             reservation.spend(written_bytes)

@@ -204,7 +204,8 @@ def _record(capture: Capture, dump: Dump, core: "dict[str, object]", assets: "di
         "failure": None,
         "history": [],
     }
-    record.note(document, "captured", f"held {capture.held_usec} usec")
+    held = capture.transport == "pipe"
+    record.note(document, "captured", f"the process was held for {capture.held_usec / 1000:.1f} ms" if held else "")
     return document
 
 

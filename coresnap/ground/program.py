@@ -22,27 +22,40 @@ def argv_of(program: str, *, packages: bool = False) -> list[str]:
 
 def run(name: str, body: Callable[[], int], tell: Callable[[str], None] | None = None) -> int:
     """Run a program's body; return its exit status. What coresnap knows to go wrong becomes one line."""
+    if sys.stdout is None:  # it was closed when the program was started
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  # it stays open as long as the program runs
     try:
-        return body()
+        status = body()
+        sys.stdout.flush()
+        return status
     except CoresnapError as error:
         line = f"{name}: {error.line()}"
         status = error.exit_status
     except BrokenPipeError:
-        os.dup2(
-            os.open(os.devnull, os.O_WRONLY), 1
-        )  # whoever read us has gone; the interpreter's own flush must not fail
+        _forget_output()
         return 128 + signal.SIGPIPE
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except OSError as error:
         line = f"{name}: {error.filename or 'input or output'}: {error.strerror}"
         status = 75
+        _forget_output()
     (tell or _to_standard_error)(line)
     return status
 
 
+def end_cleanly_on_term() -> None:
+    """Let SIGTERM unwind the program, so that what it has started ends with it."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+
+
 def _to_standard_error(line: str) -> None:
     print(line, file=sys.stderr)
+
+
+def _forget_output() -> None:
+    """Have the interpreter's own last flush succeed: whoever was to read it has gone, or has no room."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 class Signals:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import resource
-import selectors
+import select
 import signal
 import subprocess
 import time
@@ -42,12 +42,15 @@ def run(
     pass_fds: Sequence[int] = (),
     output: str = "capture",
     output_limit_bytes: int = 64 << 10,
+    errors: str = "merge",
     memory_bytes: int = 0,
     file_size_bytes: int = 0,
+    abandon_fd: int = -1,
 ) -> Result:
     """Run a command to its end, or to its time limit.
 
-    `output` is capture (standard output and error together, the last `output_limit_bytes` are kept), inherit or discard.
+    `output` is capture (the last `output_limit_bytes` are kept), inherit or discard; `errors` is merge (standard error goes
+    where the output does) or inherit. The command is killed with its group where `abandon_fd`, a socket, is hung up.
     `memory_bytes` bounds the address space, `file_size_bytes` the files that it may write; 0 is no bound.
     Raises Refused where the program cannot be started.
     """
@@ -60,7 +63,7 @@ def run(
             argv,
             stdin=subprocess.DEVNULL,
             stdout=where,
-            stderr=subprocess.STDOUT if output == "capture" else where,
+            stderr={"merge": subprocess.STDOUT, "inherit": None}[errors],
             env=dict(env),
             cwd="/",
             pass_fds=tuple(pass_fds),
@@ -69,22 +72,59 @@ def run(
         )
     except OSError as error:
         raise Refused(f"{argv[0]}: {error.strerror}", hint="is it installed?") from error
-    kept = b""
-    timed_out = False
+    timed_out = True
     try:
-        deadline = time.monotonic() + timeout_usec / 1e6
-        if process.stdout is not None:
-            kept = _tail(process.stdout.fileno(), deadline, output_limit_bytes)
-        process.wait(max(0.0, deadline - time.monotonic()))
-    except subprocess.TimeoutExpired:
-        timed_out = True
+        with _Waiting(process, abandon_fd) as waiting:
+            timed_out = not waiting.until(time.monotonic() + timeout_usec / 1e6, output_limit_bytes)
     finally:
         _kill_group(process)
         if process.stdout is not None:
             process.stdout.close()
     code = process.returncode
     elapsed_usec = (time.monotonic_ns() - started_nsec) // 1000
-    return Result(max(code, 0) if code >= 0 else 128 - code, max(-code, 0), kept, timed_out, elapsed_usec)
+    return Result(code if code >= 0 else 128 - code, max(-code, 0), bytes(waiting.kept), timed_out, elapsed_usec)
+
+
+class _Waiting:
+    """Waits for a process's end, taking its output meanwhile; gives up where `abandon_fd` hangs up."""
+
+    def __init__(self, process: subprocess.Popen[bytes], abandon_fd: int) -> None:
+        self.kept = bytearray()
+        self._output_fd = process.stdout.fileno() if process.stdout else -1
+        self._abandon_fd = abandon_fd
+        self._process_fd = os.pidfd_open(process.pid)
+        self._poll = select.poll()
+        self._poll.register(self._process_fd, select.POLLIN)
+        if self._output_fd >= 0:
+            self._poll.register(self._output_fd, select.POLLIN)
+        if abandon_fd >= 0:
+            self._poll.register(abandon_fd, select.POLLHUP)
+
+    def __enter__(self) -> _Waiting:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        os.close(self._process_fd)
+
+    def until(self, deadline: float, limit_bytes: int) -> bool:
+        """Wait; say whether the process has ended by itself before the deadline."""
+        while (left := deadline - time.monotonic()) > 0:
+            ready = {fd for fd, _events in self._poll.poll(left * 1000 + 1)}
+            if self._output_fd in ready:
+                self._take(limit_bytes)
+            elif self._abandon_fd in ready:
+                return False
+            elif self._process_fd in ready:
+                return True
+        return False
+
+    def _take(self, limit_bytes: int) -> None:
+        block = os.read(self._output_fd, 1 << 16)
+        if not block:
+            self._poll.unregister(self._output_fd)
+            self._output_fd = -1
+        self.kept += block
+        del self.kept[: max(0, len(self.kept) - limit_bytes)]
 
 
 def _limits(memory_bytes: int, file_size_bytes: int) -> Callable[[], None] | None:
@@ -100,20 +140,6 @@ def _limits(memory_bytes: int, file_size_bytes: int) -> Callable[[], None] | Non
             resource.setrlimit(kind, (most, most))
 
     return apply
-
-
-def _tail(fd: int, deadline: float, limit_bytes: int) -> bytes:
-    """Read to the end of the output, or to the deadline; return the last bytes of it."""
-    kept = bytearray()
-    with selectors.DefaultSelector() as selector:
-        selector.register(fd, selectors.EVENT_READ)
-        while (left := deadline - time.monotonic()) > 0 and selector.select(left):
-            block = os.read(fd, 1 << 16)
-            if not block:
-                break
-            kept += block
-            del kept[: max(0, len(kept) - limit_bytes)]
-    return bytes(kept)
 
 
 def _kill_group(process: subprocess.Popen[bytes]) -> None:

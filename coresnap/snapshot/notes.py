@@ -112,6 +112,9 @@ def read(pread: elf.Pread, header: elf.CoreHeader, machine: Machine) -> Notes:
             notes.auxv = dict(struct.iter_unpack("<QQ", note[: len(note) & ~15][: 16 * _AUXV_MAX]))
         elif kind == NT_FILE and not notes.mappings:
             _read_files(notes, note)
+    size_bytes = header.notes_end - header.notes_offset
+    if size_bytes > elf.NOTES_MAX_BYTES:
+        notes.missing.append(f"the notes: at most the first {elf.NOTES_MAX_BYTES} of {size_bytes} bytes are read")
     if len(tids) > THREADS_MAX:
         notes.missing.append(f"threads: the first {THREADS_MAX} of {len(tids)}")
     return notes

@@ -57,8 +57,11 @@ class Trade(Protocol):
     attempts: int  #: after how many a dump is given up on; 0 for never
     owner: tuple[int, int, int]  #: mode, uid and gid of what is written into a dump
 
-    def request(self, dump: Dump, document: Record, /) -> tuple[dict[str, Any], list[int]] | None:
-        """Return the worker's message and descriptors, which the owner closes; None where the work is done already."""
+    def request(self, dump: Dump, document: Record, /) -> tuple[dict[str, Any], list[int]] | Verdict | None:
+        """Return the worker's message and descriptors, which the owner closes.
+
+        None where the work is done already, a Verdict where it cannot be done.
+        """
 
     def conclude(self, dump: Dump, document: Record, answer: dict[str, Any] | None, /) -> Verdict:
         """Judge the answer (None: the worker died), and put its result into the dump and its record, durably."""
@@ -207,7 +210,11 @@ class Owner:
 
     def _start(self, worker: _Worker, uuid: str) -> None:
         """Hand the dump to the worker, if it is there, ours and due."""
-        dump = self.spool.take(self.trade.stage, uuid)
+        try:
+            dump = self.spool.take(self.trade.stage, uuid)
+        except CoresnapError as error:
+            self._leave(uuid, error)
+            return
         if dump is None:
             self._wait_for_lock(uuid)
             return
@@ -227,8 +234,10 @@ class Owner:
         except (CoresnapError, OSError) as error:
             worker.dump = None
             dump.close()
-            self.known.add(uuid)  # it stays where it is, untouched; a restart looks at it again
-            self.tell(uuid, None, Verdict("parked", _line(error)), self.trade.stage)
+            self._leave(uuid, error)
+            return
+        if isinstance(job, Verdict):
+            self._conclude(worker, {"verdict": job})
             return
         if job is None:
             self._conclude(worker, {"status": "done"})
@@ -242,6 +251,11 @@ class Owner:
         finally:
             for fd in fds:
                 os.close(fd)
+
+    def _leave(self, uuid: str, error: CoresnapError | OSError) -> None:
+        """Say once what is wrong with a dump that stays where it is, untouched; a restart, or a touch, looks at it again."""
+        self.known.add(uuid)
+        self.tell(uuid, None, Verdict("parked", _line(error)), self.trade.stage)
 
     def _wait_for_lock(self, uuid: str) -> None:
         """Come back soon to a dump that another holds, each time later; forget one that has gone."""
@@ -268,7 +282,8 @@ class Owner:
         assert dump is not None
         try:
             document["attempts"][self.trade.name] += 1
-            verdict = self.trade.conclude(dump, document, answer)
+            judged = answer.get("verdict") if answer else None
+            verdict = judged if isinstance(judged, Verdict) else self.trade.conclude(dump, document, answer)
             verdict = self._apply(dump, document, verdict)
         except (CoresnapError, OSError) as error:
             verdict = Verdict("later", _line(error), self.trade.first_retry_usec)
@@ -321,4 +336,7 @@ def _until_usec(document: Record, most_usec: int) -> int:
 
 
 def _line(error: CoresnapError | OSError) -> str:
-    return error.line() if isinstance(error, CoresnapError) else f"{error.filename or ''}: {error.strerror}"
+    if isinstance(error, CoresnapError):
+        return error.line()
+    where = error.filename if isinstance(error.filename, str) else "the file system"
+    return f"{where}: {error.strerror}"

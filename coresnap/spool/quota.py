@@ -11,6 +11,7 @@ freely, and only after the bytes are in the file system: between the two they co
 Imported while a crashed process is held.
 """
 
+import errno
 import fcntl
 import os
 import struct
@@ -52,7 +53,7 @@ class Reservation:
             raise
 
     def grow(self, more_bytes: int) -> None:
-        """Raise the reservation. Raises QuotaExceeded, and then nothing is changed."""
+        """Raise the reservation. Raises QuotaExceeded, or OSError where the disk is full, and then nothing is changed."""
         fcntl.lockf(self._fd, fcntl.LOCK_EX, 1, _MUTEX)
         try:
             table = read_table(self._fd)
@@ -91,6 +92,8 @@ class Reservation:
     def _check(self, used_bytes: int, wanted_bytes: int) -> None:
         disk = os.fstatvfs(self._root_fd)
         free_bytes = disk.f_bavail * disk.f_frsize
+        if free_bytes < wanted_bytes:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         keep_bytes = disk.f_blocks * disk.f_frsize * self._percent // 100
         if free_bytes - wanted_bytes < keep_bytes:
             raise QuotaExceeded(
@@ -105,16 +108,19 @@ class Reservation:
                 hint="remove dumps, or raise dump.ceiling",
             )
 
-    def spend(self, written_bytes: int) -> None:
-        """Take what has just been written off the reservation; raise it by a step where it ends. Raises QuotaExceeded."""
-        short_bytes = written_bytes - self.left_bytes
+    def ensure(self, bytes_: int) -> None:
+        """Have at least so many bytes reserved before they are written; raise by a step. Raises QuotaExceeded."""
+        short_bytes = bytes_ - self.left_bytes
         if short_bytes > 0:
             try:
                 self.grow(short_bytes + STEP_BYTES)
-            except QuotaExceeded:
+            except (QuotaExceeded, OSError):
                 self.grow(short_bytes)
+
+    def spend(self, written_bytes: int) -> None:
+        """Take what has been written, and was ensured before, off the reservation."""
         self.written_bytes += written_bytes
-        self._put(self.left_bytes - written_bytes)
+        self._put(max(0, self.left_bytes - written_bytes))
 
     def _put(self, left_bytes: int) -> None:
         os.pwrite(self._fd, _ENTRY.pack(left_bytes, self.written_bytes), self._entry * _ENTRY.size)

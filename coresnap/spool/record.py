@@ -24,6 +24,7 @@ VERSION = 1
 NAME = "dump.json"
 LIMIT_BYTES = 256 << 10
 HISTORY_MAX = 100
+_MEND = "the dump is left alone; `coresnap dump` has its core, `coresnap rm` removes it"
 _STRING_MAX = 8192
 _INT_MAX = 2**64 - 1
 
@@ -140,7 +141,12 @@ def _schema(shape: "Any") -> "dict[str, Any]":
 
 def load(dump: "Dump") -> "Record":
     """Read the record of a dump. Raises BadInput, or OSError where it cannot be read."""
-    record = parse(durable.read(dump.fd, NAME, LIMIT_BYTES))
+    try:
+        record = parse(durable.read(dump.fd, NAME, LIMIT_BYTES))
+    except FileNotFoundError as error:
+        raise BadInput(f"{NAME} is missing", hint=_MEND) from error
+    except BadInput as error:
+        raise BadInput(str(error), hint=error.hint or _MEND) from error
     if record["uuid"] != dump.uuid:
         raise BadInput(f"{NAME}: uuid: {record['uuid']} lies in the directory of {dump.uuid}")
     return record

@@ -30,6 +30,11 @@ STAGING, PENDING, SENDING, COMMITTED, FAILED = STAGES = ("staging", "pending", "
 #: What is being removed lies in staging under this prefix.
 REMOVED = ".removed-"
 
+_HINTS = {
+    errno.ENOENT: "`coresnapd --prepare` makes it",
+    errno.EACCES: "ask as root, or as the user that the spool belongs to",
+    errno.ENOTDIR: "it has to be a directory",
+}
 _HEX = frozenset("0123456789abcdef")
 
 
@@ -88,7 +93,7 @@ class Spool:
         try:
             self.root_fd = durable.open_directory(path)
         except OSError as error:
-            raise Refused(f"dump.root {path}: {error.strerror}", hint="`coresnapd --prepare` makes it") from error
+            raise Refused(f"dump.root {path}: {error.strerror}", hint=_HINTS.get(error.errno or 0, "")) from error
         try:
             for stage in STAGES:
                 self.stage_fds[stage] = durable.open_directory(stage, self.root_fd)
@@ -225,7 +230,7 @@ def prepare(path: str, uid: int, gid: int) -> None:
     finally:
         os.close(root_fd)
     with Spool(path) as spool:
-        _probe(spool)
+        probe(spool)
 
 
 def _own(fd: int, uid: int, gid: int) -> None:
@@ -234,7 +239,8 @@ def _own(fd: int, uid: int, gid: int) -> None:
         os.fchown(fd, uid, gid)
 
 
-def _probe(spool: Spool) -> None:
+def probe(spool: Spool) -> None:
+    """Rename a directory through all stages. Raises Refused where that fails: no dump could go its way then."""
     name = f".probe-{os.getpid()}"
     os.close(durable.mkdir(spool.stage_fds[STAGING], name, 0o700))
     at = STAGING

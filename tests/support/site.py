@@ -66,10 +66,11 @@ class Site:
         return self.run("daemon", "--once", "--compiled", str(self.compiled))
 
     def dumps(self) -> Iterator[tuple[str, Path]]:
-        """Yield the stage and directory of each dump."""
+        """Yield the stage and directory of each dump; what is being probed or removed has a name with a dot."""
         for stage in STAGES:
             for path in sorted((self.root / stage).iterdir()):
-                yield stage, path
+                if not path.name.startswith("."):
+                    yield stage, path
 
     def stages(self) -> list[str]:
         """Return the stages of all dumps."""

@@ -189,3 +189,22 @@ def test_notes_without_end_come_to_one() -> None:
 
     assert list(elf.core_notes(pread, header)) == []
     assert read_bytes <= 12 * elf.NOTES_MAX + (2 << 20)
+
+
+def test_large_notes_without_end_come_to_one() -> None:
+    """A file of holes may claim large notes again and again, at a block of disk each."""
+    large = 14 << 20
+    head = cores.note(9, b"", name=b"OTHER\0")[:4] + struct.pack("<II", large, 9) + b"OTHER\0\0\0"
+    header = elf.read_core(_pread(cores.core(b"x" * 100)))
+    start = header.notes_offset
+    header.notes_end = 1 << 50
+    read_bytes = 0
+
+    def pread(count: int, offset: int) -> bytes:
+        nonlocal read_bytes
+        read_bytes += count
+        assert (offset - start) % (len(head) + large) == 0
+        return head + bytes(count - len(head))
+
+    assert list(elf.core_notes(pread, header)) == []
+    assert read_bytes <= 1.2 * elf.NOTES_MAX_BYTES

@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A guest with coresnap in it, and its kernel's cores going to archive."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from coresnap.capture.victim import CORE_PATTERN
+from tests.system.machine import Machine
+
+_REPOSITORY = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module", params=["bookworm"])
+def guest(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+    """Boot a guest of the suite, install coresnap and hand it the kernel's cores."""
+    installed = tmp_path_factory.mktemp("installed")
+    argv = ["make", "-s", "install", f"DESTDIR={installed}", "PREFIX=/usr/local"]
+    subprocess.run(argv, cwd=_REPOSITORY, check=True)
+    with Machine(request.param) as machine:
+        machine.put(installed)
+        machine.sh(
+            "useradd --system --no-create-home coresnap\n"
+            "mkdir -p /usr/local/etc/coresnap\n"
+            "echo 'dump.quota = 1%' > /usr/local/etc/coresnap/coresnap.conf\n"
+            "coresnapd --prepare\n"
+            "echo 64 > /proc/sys/kernel/core_pipe_limit\n"
+            f"echo '|/usr/local/lib/coresnap/archive {CORE_PATTERN}' > /proc/sys/kernel/core_pattern\n"
+        )
+        yield machine
