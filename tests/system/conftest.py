@@ -3,26 +3,19 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from coresnap.capture.victim import CORE_PATTERN
 from tests.system.machine import Machine
 
-_REPOSITORY = Path(__file__).parents[2]
-
 
 @pytest.fixture(scope="module", params=["bookworm"])
-def guest(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+def guest(request: pytest.FixtureRequest) -> Iterator[Machine]:
     """Boot a guest of the suite, install coresnap and hand it the kernel's cores."""
-    installed = tmp_path_factory.mktemp("installed")
-    argv = ["make", "-s", "install", f"DESTDIR={installed}", "PREFIX=/usr/local"]
-    subprocess.run(argv, cwd=_REPOSITORY, check=True)
     with Machine(request.param) as machine:
-        machine.put(installed)
+        machine.install()
         machine.sh(
             "useradd --system --no-create-home coresnap\n"
             "mkdir -p /usr/local/etc/coresnap\n"

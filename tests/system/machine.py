@@ -16,6 +16,7 @@ from pathlib import Path
 from tests.system.guest.agent import TIMED_OUT
 from tests.system.image import BUILD, Image, image
 
+_REPOSITORY = Path(__file__).parents[2]
 _BOOT_SECONDS = 240.0
 _KVM_SECONDS = 30.0
 _NO_KVM = BUILD / "no-kvm"
@@ -122,7 +123,14 @@ class Machine:
         tar = subprocess.run(
             ["tar", "-C", tree, "--owner=0", "--group=0", "-cf", "-", "."], capture_output=True, check=True
         )
-        self.run("tar", "-C", target, "-xf", "-", stdin=tar.stdout)
+        self.run("tar", "-C", target, "--no-overwrite-dir", "-xf", "-", stdin=tar.stdout)
+
+    def install(self) -> None:
+        """Install coresnap, as it is in this tree, by `make install`."""
+        with tempfile.TemporaryDirectory() as directory:
+            argv = ["make", "-s", "install", f"DESTDIR={directory}", "PREFIX=/usr/local"]
+            subprocess.run(argv, cwd=_REPOSITORY, check=True)
+            self.put(Path(directory))
 
     def cut_power(self) -> None:
         """End the machine as a power cut does: what its disk was sent survives, its page cache does not."""
