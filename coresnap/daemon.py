@@ -39,6 +39,7 @@ from coresnap.ground import flat, notify, program, runner, settings
 from coresnap.ground.errors import CoresnapError, Refused, TryLater
 from coresnap.ground.log import Log
 from coresnap.ground.settings import Settings
+from coresnap.ground.text import printable
 from coresnap.spool import ledger, stages
 from coresnap.spool.stages import Spool
 
@@ -75,9 +76,9 @@ def _run(options: argparse.Namespace, log: Log) -> int:
                 return 0
             raise TryLater(f"a coresnapd is at work on {spool.path} already", hint="`coresnap status` shows the stages")
         stages.probe(spool)
-        for name in spool.foreign():
-            log.warning(f"{spool.path}/{name} is no dump, ignoring")
         _sweep(spool, loaded, log)
+        for name in spool.foreign():
+            log.warning(f"{spool.path}/{printable(name)} is no dump, ignoring")
         if options.once:
             return _once(options, caught)
         log.info(f"at work on {spool.path}: {_totals(spool)}")

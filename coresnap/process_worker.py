@@ -148,8 +148,7 @@ def _last_line(output: bytes) -> str:
 
 def main() -> int:
     """Run the worker; return its exit status."""
-    program.end_cleanly_on_term()
-    with socket.socket(fileno=os.dup(0)) as connection:
+    with program.unwinding(), socket.socket(fileno=os.dup(0)) as connection:
         return program.run("coresnap process-worker", lambda: work(connection))
 
 

@@ -211,8 +211,7 @@ def main() -> int:
 
 
 def _serve() -> int:
-    program.end_cleanly_on_term()
-    with socket.socket(fileno=os.dup(0)) as connection:
+    with program.unwinding(), socket.socket(fileno=os.dup(0)) as connection:
         return work(connection)
 
 

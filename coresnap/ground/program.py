@@ -44,9 +44,14 @@ def run(name: str, body: Callable[[], int], tell: Callable[[str], None] | None =
     return status
 
 
-def end_cleanly_on_term() -> None:
-    """Let SIGTERM unwind the program, so that what it has started ends with it."""
+@contextmanager
+def unwinding() -> Iterator[None]:
+    """Let SIGTERM unwind what runs in this, so that what it has started ends with it."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _to_standard_error(line: str) -> None:

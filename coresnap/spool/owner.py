@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
-from coresnap.ground import durable, inotify, runner, wire
+from coresnap.ground import inotify, runner, wire
 from coresnap.ground.errors import BadInput, CoresnapError
 from coresnap.ground.program import Signals
 from coresnap.spool import record, stages
@@ -259,7 +259,7 @@ class Owner:
 
     def _wait_for_lock(self, uuid: str) -> None:
         """Come back soon to a dump that another holds, each time later; forget one that has gone."""
-        if durable.exists(self.spool.stage_fds[self.trade.stage], uuid):
+        if self.spool.holds(self.trade.stage, uuid):
             tries = self.busy[uuid] = self.busy.get(uuid, -1) + 1
             self._schedule(uuid, min(_BUSY_USEC[0] << min(tries, 20), _BUSY_USEC[1]))
         else:

@@ -17,6 +17,7 @@ Imported while a crashed process is held: see coresnap.ground.durable for what t
 import errno
 import fcntl
 import os
+import stat
 
 from coresnap.ground import durable
 from coresnap.ground.errors import Refused, TryLater
@@ -79,6 +80,10 @@ class Dump:
         """Return the bytes of disk that the dump's files take."""
         names = os.listdir(self.fd)
         return sum(os.stat(name, dir_fd=self.fd, follow_symlinks=False).st_blocks for name in names) * 512
+
+
+def _is_dump(entry: "os.DirEntry[str]") -> bool:
+    return is_uuid(entry.name) and entry.is_dir(follow_symlinks=False)
 
 
 class Spool:
@@ -173,14 +178,22 @@ class Spool:
 
     def uuids(self, stage: str) -> "list[str]":
         """Return the dumps of a stage; what else lies there is left out (see foreign)."""
-        return [name for name in os.listdir(self.stage_fds[stage]) if is_uuid(name)]
+        with os.scandir(self.stage_fds[stage]) as entries:
+            return [entry.name for entry in entries if _is_dump(entry)]
+
+    def holds(self, stage: str, uuid: str) -> bool:
+        """Say whether the dump is in that stage now."""
+        try:
+            found = os.stat(uuid, dir_fd=self.stage_fds[stage], follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        return stat.S_ISDIR(found.st_mode)
 
     def foreign(self) -> "Iterator[str]":
         """Yield the entries of the stages that are no dumps, as stage/name."""
         for stage in STAGES:
-            for name in os.listdir(self.stage_fds[stage]):
-                if not is_uuid(name):
-                    yield f"{stage}/{name}"
+            with os.scandir(self.stage_fds[stage]) as entries:
+                yield from (f"{stage}/{entry.name}" for entry in entries if not _is_dump(entry))
 
     def move(self, dump: Dump, stage: str) -> None:
         """Move a locked dump to another stage, and give it up: the next stage's owner may take it from the rename on.

@@ -1,26 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The way of a dump through the real programs: attempts, back-off, refusals, workers that die, coresnapd."""
+"""The way of a dump through the real programs: attempts, back-off, refusals, workers that die."""
 
 from __future__ import annotations
 
 import json
 import os
-import select
-import signal
-import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from coresnap.ground import durable
-from coresnap.ground.inotify import Watch
 from coresnap.spool import record
 from coresnap.spool.stages import STAGES, Spool
-from tests.support.site import REPOSITORY, Site, assert_whole
+from tests.support.site import Site, assert_whole
 
 
 def _only(site: Site) -> tuple[str, dict[str, Any]]:
@@ -209,6 +203,39 @@ def test_a_worker_that_is_killed_costs_an_attempt(tmp_path: Path, real_core: Pat
     assert site.stages() == ["pending"]
 
 
+@pytest.mark.parametrize(
+    ("gone", "stage", "says"),
+    [("core", "pending", "its core is gone"), ("snapshot", "sending", "its snapshot is gone")],
+)
+def test_what_was_deleted_is_said_and_not_tried_for_ever(
+    site: Site, real_core: Path, gone: str, stage: str, says: str
+) -> None:
+    assert site.archive(real_core).returncode == 0
+    if stage == "sending":
+        assert site.run("process", "--once").returncode == 0
+    ((found, path),) = site.dumps()
+    assert found == stage
+    (path / gone).unlink()
+    assert says in site.once().stderr
+    found, document = _only(site)
+    assert found == "failed"
+    assert says in document["failure"]["detail"]
+
+
+@pytest.mark.parametrize("foreign", ["file", "link"])
+def test_a_dump_that_cannot_be_opened_holds_up_no_other(site: Site, real_core: Path, foreign: str) -> None:
+    name = "00000000-0000-4000-8000-000000000000"
+    path = site.root / "pending" / name
+    if foreign == "file":
+        path.write_text("x")
+    else:
+        path.symlink_to("/tmp")
+    assert site.archive(real_core).returncode == 0
+    done = site.once()
+    assert done.stderr.count(name) == 1, done.stderr
+    assert sorted(site.stages()) == ["committed", "pending"]
+
+
 def test_salvage(site: Site, real_core: Path) -> None:
     """What a killed archive left in staging: kept where the notes are whole, recorded where they are not."""
     core = real_core.read_bytes()
@@ -229,79 +256,6 @@ def test_salvage(site: Site, real_core: Path) -> None:
         entry["reason"] for entry in site.ledger()
     ] == ["interrupted", "interrupted"]
     assert done.stderr.count("lost") == 2
-
-
-@contextmanager
-def _daemon(site: Site, *arguments: str) -> Iterator[subprocess.Popen[str]]:
-    argv = [sys.executable, "-m", "coresnap.daemon", "--settings", str(site.settings), "--compiled", str(site.compiled)]
-    with subprocess.Popen([*argv, *arguments], cwd=REPOSITORY, stderr=subprocess.PIPE, text=True) as process:
-        try:
-            yield process
-        finally:
-            process.terminate()
-            process.wait(30)
-
-
-@contextmanager
-def _arrivals(site: Site, stage: str) -> Iterator[Any]:
-    """Yield a function that waits until a stage holds a number of dumps."""
-    fd = os.open(site.root / stage, os.O_RDONLY)
-    with Watch(fd) as watch:
-
-        def wait(count: int) -> None:
-            while site.stages().count(stage) < count:
-                assert select.select([watch.fd], [], [], 60)[0], f"{site.stages()}"
-                watch.drain()
-
-        yield wait
-    os.close(fd)
-
-
-def test_coresnapd_takes_what_comes_and_survives_its_children(site: Site, real_core: Path) -> None:
-    with _arrivals(site, "committed") as wait, _daemon(site, "-f") as daemon:
-        assert site.archive(real_core).returncode == 0
-        wait(1)
-        owners = _children(daemon.pid)
-        assert {"process.py", "send.py"} <= set(owners)
-        for name in ("process.py", "send.py"):
-            os.kill(owners[name], signal.SIGKILL)
-        assert site.archive(real_core).returncode == 0
-        wait(2)
-        daemon.send_signal(signal.SIGTERM)
-        assert daemon.wait(30) == 0
-        assert daemon.stderr is not None
-        said = daemon.stderr.read()
-        assert "process ended with status -9; starting it again" in said
-    assert set(site.stages()) == {"committed"}
-
-
-def _children(pid: int) -> dict[str, int]:
-    """Return the children of a process by the name of the program that they run."""
-    found = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            parent = stat.read_text().rpartition(")")[2].split()[1]
-            words = (stat.parent / "cmdline").read_text().split("\0")
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        if parent == str(pid) and len(words) > 2:
-            found[Path(words[2]).name] = int(stat.parent.name)
-    return found
-
-
-def test_coresnapd_refuses_wrong_settings_and_goes_on(site: Site, real_core: Path) -> None:
-    with _arrivals(site, "committed") as wait, _daemon(site) as daemon:
-        assert site.archive(real_core).returncode == 0
-        wait(1)
-        good = site.settings.read_text()
-        site.settings.write_text(good + "dump.quoda = 3%\n")
-        daemon.send_signal(signal.SIGHUP)
-        assert daemon.stderr is not None
-        line = next(line for line in daemon.stderr if "reload" in line)
-        assert "coresnap.conf:" in line
-        assert "did you mean dump.quota?" in line
-        assert site.archive(real_core).returncode == 0
-        wait(2)
 
 
 def test_wrong_settings_end_a_program_with_one_line(site: Site) -> None:
