@@ -21,7 +21,8 @@ def guest(request: pytest.FixtureRequest) -> Iterator[Machine]:
             "mkdir -p /usr/local/etc/coresnap\n"
             "echo 'dump.quota = 1%' > /usr/local/etc/coresnap/coresnap.conf\n"
             "coresnapd --prepare\n"
-            "echo 64 > /proc/sys/kernel/core_pipe_limit\n"
-            f"echo '|/usr/local/lib/coresnap/archive {CORE_PATTERN}' > /proc/sys/kernel/core_pattern\n"
+            "{ echo kernel.core_pipe_limit=64\n"
+            f"echo 'kernel.core_pattern=|/usr/local/lib/coresnap/archive {CORE_PATTERN}'; }} > /etc/sysctl.d/60-cores.conf\n"
+            "/usr/lib/systemd/systemd-sysctl\n"
         )
         yield machine
