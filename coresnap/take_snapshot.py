@@ -16,41 +16,49 @@ DESCRIPTION
     --core CORE       the core
     EXECUTABLE        the path of the executable, for its name
 
-    A core that is cut gives a report of what is there, which says what is not.
+    A core that is cut gives a report of what is there, which says what is not. So does a limit to the size of files
+    (RLIMIT_FSIZE), as the stage processor sets it from snapshot.max_bytes: the report has what there is room for.
 
 ENVIRONMENT
     BACKTRACE_DEFAULTS  lines key=value: further attributes; --kv overrides them
 
 EXIT STATUS
-    0 the report is written; 65 the core cannot be read, or is of a kind that is not supported; 75 the report cannot be
-    written; 2 usage.
+    0 the report is written; 65 the core is damaged, not there, or of a kind that is not supported; 75 the core cannot be
+    read for now, or the report cannot be written; 2 usage.
 
 EXAMPLE
     coresnap-snapshot -o - --core core.1234 /usr/bin/myserver
 """
 
 import os
+import resource
 import sys
 
 if __name__ == "__main__":
     sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
+    # Where files may not be as large as a .pyc, Python would leave a part of one, and fail on it ever after.
+    sys.dont_write_bytecode |= resource.getrlimit(resource.RLIMIT_FSIZE)[0] in range(1 << 20)
 
 import argparse
 import errno
 import stat
+from typing import Any
 
 from coresnap.ground import program
 from coresnap.ground.errors import BadInput, TryLater
 from coresnap.ground.text import printable
 from coresnap.snapshot.asset import read_asset
-from coresnap.snapshot.core import Core, open_core
-from coresnap.snapshot.report import build, encode
+from coresnap.snapshot.core import open_core
+from coresnap.snapshot.report import REPORT_MAX_BYTES, build
+from coresnap.snapshot.room import encode
 from coresnap.spool.stages import is_uuid, new_uuid
 
 _OBJECT = "coresnap.object"
 _DEFAULTS_MAX = 64 << 10
 _KEY_MAX = 256
 _VALUE_MAX = 4096
+#: Errors of a path; whatever else keeps a core from being read, as EIO, may pass.
+_NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -85,32 +93,52 @@ def _is_key(key: str) -> bool:
 
 
 def _snapshot(options: argparse.Namespace) -> int:
-    missing: list[str] = []
-    core = _core(options.core)
-    asset = _asset(options.resource, missing) if options.resource else {}
-    more = {_OBJECT: new_uuid()} | _defaults(missing) | dict(options.kv)
-    report = build(core, asset, uuid=more[_OBJECT], executable=options.executable, more=more, missing=missing)
-    _write(options.output, encode(report))
+    _write(options.output, encode(_report(options)))
     return 0
 
 
-def _core(path: str) -> Core:
-    name = printable(path)
+def _report(options: argparse.Namespace) -> dict[str, Any]:
+    missing: list[str] = []
+    name = printable(options.core)
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a FIFO does not hold us
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise BadInput("not a regular file", hint="write the core to a file; only `archive` reads a stream")
-        return open_core(fd)
-    except OSError as error:
-        raise BadInput(f"{name}: {error.strerror}") from error
+        with open(_open(options.core), "rb", buffering=0) as file:
+            core = open_core(file.fileno())
+            asset = _asset(options.resource, missing) if options.resource else {}
+            more = {_OBJECT: new_uuid()} | _defaults(missing) | dict(options.kv)
+            return build(
+                core,
+                asset,
+                uuid=more[_OBJECT],
+                executable=options.executable,
+                more=more,
+                missing=missing,
+                max_bytes=_max_bytes(),
+            )
     except BadInput as error:
         raise BadInput(f"{name}: {error}", hint=error.hint) from error
+    except OSError as error:
+        kind = BadInput if error.errno in _NO_FILE else TryLater
+        raise kind(f"{name}: {error.strerror}") from error
+
+
+def _open(path: str) -> int:
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a FIFO does not hold us
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise BadInput("not a regular file", hint="write the core to a file; only `archive` reads a stream")
+    return fd
+
+
+def _max_bytes() -> int:
+    """Return how large the report may be, with the line feed behind it on standard output."""
+    limit_bytes = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    return REPORT_MAX_BYTES if limit_bytes == resource.RLIM_INFINITY else min(REPORT_MAX_BYTES, limit_bytes - 1)
 
 
 def _asset(path: str, missing: list[str]) -> dict[str, bytes]:
     """Read the asset. Without it there is a report all the same."""
     try:
-        return read_asset(path)
+        return read_asset(path, missing)
     except BadInput as error:
         missing.append(f"the asset: {error}")
     except OSError as error:

@@ -83,7 +83,10 @@ class Signal:
 
 @dataclass
 class Notes:
-    """What the notes tell. The thread that crashed is the first; `missing` says what could not be read."""
+    """What the notes tell. The thread that crashed is the first; `missing` says what could not be read.
+
+    There is no signal where nothing killed the process: gdb's gcore dumped it alive.
+    """
 
     pid: int = 0
     command: str = ""
@@ -106,8 +109,8 @@ def read(pread: elf.Pread, header: elf.CoreHeader, machine: Machine) -> Notes:
             notes.pid = struct.unpack_from("<I", note, 24)[0]
             notes.command = elf.text(note[40:56])
             notes.arguments = elf.text(note[56:136])
-        elif kind == NT_SIGINFO and len(note) >= 24 and len(tids) == 1:
-            notes.signal = _read_siginfo(note)  # gdb writes one for each thread
+        elif kind == NT_SIGINFO and len(note) >= 24:
+            _take_siginfo(notes, _read_siginfo(note))
         elif kind == NT_AUXV and not notes.auxv:
             notes.auxv = dict(struct.iter_unpack("<QQ", note[: len(note) & ~15][: 16 * _AUXV_MAX]))
         elif kind == NT_FILE and not notes.mappings:
@@ -127,11 +130,23 @@ def _read_prstatus(notes: Notes, note: bytes, machine: Machine, tids: set[int]) 
         notes.missing.append(f"a thread: a note of {len(note)} bytes, {end} expected")
         return
     tid = struct.unpack_from("<I", note, 32)[0]
-    if not tids:
-        notes.signal = Signal(struct.unpack_from("<H", note, 12)[0])
+    number = struct.unpack_from("<H", note, 12)[0]
+    if not tids and number:
+        notes.signal = Signal(number)
     if tid not in tids and len(tids) < THREADS_MAX:
         notes.threads.append(Thread(tid, machine, note[_PRSTATUS_REGISTERS_AT:end]))
     tids.add(tid)
+
+
+def _take_siginfo(notes: Notes, found: Signal) -> None:
+    """Take the siginfo_t of the signal that killed the process, which each thread's cursig names, and whose thread it is.
+
+    The kernel writes one, behind the first thread. gdb writes one for each thread: SIGSTOP, which is its own, where it only
+    stopped a thread; and an old gdb writes the threads in an order of its own, the one that crashed anywhere.
+    """
+    if notes.signal and notes.signal.code is None and notes.signal.number == found.number:
+        notes.signal = found
+        notes.threads.insert(0, notes.threads.pop())
 
 
 def _read_siginfo(note: bytes) -> Signal:

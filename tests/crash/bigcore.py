@@ -59,7 +59,7 @@ def _head(memory_bytes: int, threads: int) -> bytes:
 
 
 def _notes(threads: int) -> list[bytes]:
-    process = struct.pack("<bcbbQIIiiii", 0, b"R", 0, 0, 0, 0, 0, _PID, 1, _PID, _PID) + b"bigcore".ljust(96, b"\0")
+    process = struct.pack("<bcbb4xQIIiiii", 0, b"R", 0, 0, 0, 0, 0, _PID, 1, _PID, _PID) + b"bigcore".ljust(96, b"\0")
     siginfo = struct.pack("<iiiiQ", _SIGNAL, 0, 1, 0, _ADDRESS).ljust(128, b"\0")
     auxv = struct.pack("<QQQQ", 6, PAGE_BYTES, 0, 0)  # AT_PAGESZ, AT_NULL
     files = struct.pack("<QQ", 0, PAGE_BYTES)

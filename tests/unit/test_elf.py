@@ -7,6 +7,7 @@ import os
 import random
 import struct
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -208,3 +209,56 @@ def test_large_notes_without_end_come_to_one() -> None:
 
     assert list(elf.core_notes(pread, header)) == []
     assert read_bytes <= 1.2 * elf.NOTES_MAX_BYTES
+
+
+_VALUES = (0, 1, 2, 4, 12, 0xFF, 0xFFFF, 2**31, 2**32 - 1, 2**62, 2**63 - 64, 2**63 - 1, 2**63, 2**64 - 56, 2**64 - 1)
+
+
+def _mutations(count: int) -> Iterator[bytes]:
+    """Yield cores of every kind with numbers of every size in their headers and notes, some of them cut."""
+    chance = random.Random(20240601)
+    big = cores.prstatus(78, order=">") + cores.prpsinfo(77, order=">")
+    load = cores.Load(0x1000, b"memory" * 10)
+    wholes = [
+        cores.small(),
+        cores.core(big, [load], order=">", machine=21),
+        cores.core(_crashed(), [load], elf_class=32, machine=3),
+        cores.core(_crashed(), [load], extended=True),
+        cores.core(_crashed(), [load], notes_last=True),
+    ]
+    for _ in range(count):
+        data = bytearray(chance.choice(wholes))
+        for _ in range(chance.choice((1, 1, 2, 5))):
+            at = chance.choice((chance.randrange(32, 240), chance.randrange(min(len(data), 2600))))
+            layout = chance.choice("QQIH")
+            size_bytes = struct.calcsize(layout)
+            at -= at % size_bytes
+            value = chance.choice(_VALUES) & (256**size_bytes - 1)
+            data[at : at + size_bytes] = struct.pack(chance.choice("<<>") + layout, value)
+        yield bytes(data[: chance.randrange(len(data))]) if chance.random() < 0.1 else bytes(data)
+
+
+def test_numbers_of_every_size_are_read_or_refused() -> None:
+    """The kernel's pread is asked directly, as archive asks it: it takes no offset that is negative or of 64 bits."""
+    outcomes = {"read": 0, "refused": 0}
+    fd = os.memfd_create("core")
+
+    def pread(count: int, offset: int) -> bytes:
+        assert 0 <= count <= elf.NOTE_MAX_BYTES
+        return os.pread(fd, count, offset)
+
+    for data in _mutations(5000):
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, data, 0)
+        try:
+            header = elf.read_core(pread)
+            elf.identity(pread)
+            list(elf.core_notes(pread, header))
+        except BadInput:
+            outcomes["refused"] += 1
+        else:
+            outcomes["read"] += 1
+            assert 0 <= header.notes_offset < 2**64
+            assert max(header.notes_end, header.expected_bytes) < 2**63
+    os.close(fd)
+    assert min(outcomes.values()) > 500, outcomes

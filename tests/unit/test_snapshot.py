@@ -18,16 +18,20 @@ import jsonschema
 import pytest
 
 from coresnap.snapshot.core import open_core
-from coresnap.snapshot.report import build, encode
+from coresnap.snapshot.report import REPORT_MAX_BYTES, build
+from coresnap.snapshot.room import encode
+from tests.crash import bigcore, crash
 from tests.crash import build as compiled
-from tests.crash import crash
+from tests.fixtures import cores
 
 _UUID = "11111111-2222-4333-8444-555555555555"
 SCHEMA = json.loads((Path(__file__).parents[2] / "coresnap" / "snapshot" / "report.schema.json").read_text())
 VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
 
 
-def report_of(core: Path, asset: dict[str, bytes] | None = None, executable: str = "") -> dict[str, Any]:
+def report_of(
+    core: Path, asset: dict[str, bytes] | None = None, executable: str = "", max_bytes: int = REPORT_MAX_BYTES
+) -> dict[str, Any]:
     """Return the report of a core as it is written, after it has been held against its schema."""
     with core.open("rb") as file:
         built = build(
@@ -37,8 +41,11 @@ def report_of(core: Path, asset: dict[str, bytes] | None = None, executable: str
             executable=executable,
             more={"coresnap.object": _UUID},
             missing=[],
+            max_bytes=max_bytes,
         )
-    report: dict[str, Any] = json.loads(encode(built))
+    data = encode(built)
+    assert len(data) <= max_bytes
+    report: dict[str, Any] = json.loads(data)
     VALIDATOR.validate(report)
     return report
 
@@ -181,3 +188,68 @@ def test_no_data_file_passes_for_a_module(tmp_path: Path) -> None:
         assert crashed.core.read_bytes().count(str(data).encode() + b"\0") >= 2, "the core lists the file"
         report = report_of(crashed.core)
     assert [module["path"] for module in report["modules"] if not module.get("build_id")] == []
+
+
+def _gcore(core: Path, argv: list[str | Path], said: bytes) -> dict[str, Any]:
+    """Return the report of a process that gcore dumped alive, once it has said so much."""
+    with subprocess.Popen(argv, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == said
+            gdb = ["gdb", "-nx", "-batch", "-p", str(process.pid), "-ex", f"generate-core-file {core}"]
+            subprocess.run(gdb, capture_output=True, check=True)
+        finally:
+            process.kill()
+    return report_of(core)
+
+
+def test_a_process_that_gcore_dumped_alive(tmp_path: Path) -> None:
+    """The core says no signal, cursig 0; the SIGSTOP in siginfo_t is gdb's own. The vDSO is in the core, and a module."""
+    program = "import threading, time; threading.Thread(target=time.sleep, args=[60]).start(); print('up', flush=True)"
+    core = tmp_path / "core"
+    report = _gcore(core, [os.path.realpath(sys.executable), "-c", program], b"up\n")
+    assert len(report["threads"]) == 2
+    assert not [thread for thread in report["threads"].values() if thread["fault"]]
+    assert "SIGSTOP" not in json.dumps(report)
+    assert not {"signal", "signal.name", "signal.code"} & report["attributes"].keys()
+    assert report["attributes"]["error.message"].startswith("no signal: ")
+    (vdso,) = [module for module in report["modules"] if module["path"] == "[vdso]"]
+    listed = subprocess.run(["eu-unstrip", "-n", f"--core={core}"], capture_output=True, text=True, check=True).stdout
+    assert re.search(rf"^{int(vdso['start']):#x}\+0x\w+ {vdso['build_id']}@", listed, re.MULTILINE)
+
+
+def test_an_old_gdb_writes_the_thread_that_crashed_anywhere(tmp_path: Path) -> None:
+    """Every thread's cursig is that of the signal that killed; of siginfo_t, the one that crashed has it, others gdb's SIGSTOP."""
+    notes = cores.prpsinfo(1)
+    for tid, found in ((3, cores.siginfo(19, 0x80)), (2, cores.siginfo(11, 1, 0x10)), (1, cores.siginfo(19, 0x80))):
+        notes += cores.prstatus(tid, [tid] * 27) + found
+    (tmp_path / "core").write_bytes(cores.core(notes))
+    report = report_of(tmp_path / "core")
+    assert report["attributes"]["error.message"] == "SIGSEGV: address not mapped (SEGV_MAPERR) at 0x10"
+    assert [(tid, thread["fault"]) for tid, thread in report["threads"].items()] == [
+        ("2", True),
+        ("3", False),
+        ("1", False),
+    ]
+    assert report["threads"]["2"]["stack"][0]["registers"]["rip"] == "2"
+
+
+def test_a_siginfo_of_another_signal_is_not_that_of_the_crash(tmp_path: Path) -> None:
+    (tmp_path / "core").write_bytes(cores.core(cores.prstatus(1, signal=6) + cores.siginfo(19, 0x80)))
+    attributes = report_of(tmp_path / "core")["attributes"]
+    assert (attributes["signal.name"], attributes["error.message"]) == ("SIGABRT", "SIGABRT")
+    assert "signal.code" not in attributes
+
+
+def test_the_made_core_has_the_kernels_notes(tmp_path: Path) -> None:
+    """Of the size that readelf and elfutils know; a core of the kernel's tells who died."""
+    core = tmp_path / "core"
+    with core.open("wb") as file:
+        bigcore.write(file, 1 << 20)
+    listed = subprocess.run(["eu-readelf", "-n", core], capture_output=True, text=True, check=True).stdout
+    sizes = {line.split()[2]: int(line.split()[1]) for line in listed.splitlines() if line.startswith("  CORE")}
+    assert (sizes["PRPSINFO"], sizes["PRSTATUS"], sizes["SIGINFO"]) == (136, 336, 128)
+    assert "fname: bigcore" in listed
+    report = report_of(core)
+    assert report["annotations"]["command"] == "bigcore"
+    assert (report["attributes"]["process.id"], report["attributes"]["fault.address"]) == (4242, "0x10")

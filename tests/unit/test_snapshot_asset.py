@@ -4,12 +4,12 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import resource
 import struct
-import subprocess
-import sys
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from coresnap.ground.errors import BadInput
 from coresnap.snapshot.asset import read_asset, table, thread_names
 from tests.fixtures import cores
 from tests.unit.test_snapshot import report_of
+from tests.unit.test_snapshot_program import run
 
 _ASSET = {
     "proc/status": b"Name:\tprogram\nPid:\t77\nFDSize:\t64\nVmPeak:\t    2000 kB\nVmSize:\t    1500 kB\n"
@@ -57,7 +58,7 @@ def _tar(path: Path, members: dict[str, bytes], **kinds: bytes) -> Path:
 
 
 def test_attributes(core: Path, tmp_path: Path) -> None:
-    report = report_of(core, read_asset(str(_tar(tmp_path / "a.tar", _ASSET))))
+    report = report_of(core, read_asset(str(_tar(tmp_path / "a.tar", _ASSET)), []))
     attributes = report["attributes"]
     ticks = os.sysconf("SC_CLK_TCK")
     expected: dict[str, Any] = {
@@ -115,51 +116,122 @@ def test_a_name_cannot_pass_for_another_line(core: Path) -> None:
 def test_only_plain_files_of_known_names(tmp_path: Path) -> None:
     members = {"proc/status": b"first", "proc/../../etc/passwd": b"x", "/proc/stat": b"x", "proc/environ": b"SECRET=1"}
     path = _tar(tmp_path / "a.tar", members, stat=tarfile.SYMTYPE, exe=tarfile.LNKTYPE, task=tarfile.FIFOTYPE)
-    assert read_asset(str(path)) == {"proc/status": b"first"}
+    missing: list[str] = []
+    assert read_asset(str(path), missing) == {"proc/status": b"first"}
+    assert missing == ["the asset: 3 members that are not plain, as links, sparse and extended ones, are left out"]
 
 
-def test_a_sparse_member_takes_no_memory(tmp_path: Path) -> None:
-    """Two ways to claim 64 GB in a file of 10 kB: GNU's own header, and PAX."""
-    member = tarfile.TarInfo("proc/status")
-    member.type, member.size = tarfile.GNUTYPE_SPARSE, 512
+def _header(kind: bytes, size_bytes: int, at: int = 0, put: bytes = b"") -> bytes:
+    """Return the header of a member proc/stat as GNU tar has it, with `put` at an offset."""
+    member = tarfile.TarInfo("proc/stat")
+    member.type, member.size = kind, size_bytes
     header = bytearray(member.tobuf(tarfile.GNU_FORMAT))
-    header[483:495] = struct.pack(">IQ", 0x80000000, 64 << 30)
+    header[at : at + len(put)] = put
     header[148:156] = b"%06o\0 " % (sum(header[:148]) + 8 * 32 + sum(header[156:512]))
-    old = bytes(header) + bytes(512)
-    claims = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.name": "proc/status"}
-    member = tarfile.TarInfo("proc/status")
+    return bytes(header)
+
+
+def _gnu_sparse_of_64_gb() -> bytes:
+    return _header(b"S", 512, 483, struct.pack(">IQ", 0x80000000, 64 << 30)) + bytes(512)
+
+
+def _gnu_sparse_whose_map_goes_on() -> bytes:
+    return _header(b"S", 512, 482, b"\1")
+
+
+def _pax_sparse_of_64_gb() -> bytes:
+    member = tarfile.TarInfo("proc/stat")
+    claims = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.name": "proc/stat"}
     member.size, member.pax_headers = 512, claims | {"GNU.sparse.realsize": str(64 << 30)}
-    pax = member.tobuf(tarfile.PAX_FORMAT) + b"1\n0\n0\n".ljust(512, b"\0")
-    program = "import sys; from coresnap.snapshot.asset import read_asset; print(read_asset(sys.argv[1]))"
-    for data in (old, pax):
-        path = tmp_path / "a.tar"
-        path.write_bytes(data + bytes(1024))
-        done = subprocess.run(
-            [sys.executable, "-c", program, str(path)],
-            cwd=Path(__file__).parents[2],
-            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (256 << 20, 256 << 20)),
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=20,
-        )
-        assert done.stdout == "{}\n"
+    return member.tobuf(tarfile.PAX_FORMAT) + b"99999999\n0\n0\n".ljust(512, b"\0")
+
+
+def _pax_header_of_digits() -> bytes:
+    return _header(b"x", 3 << 20) + b"1" * (3 << 20) + _header(b"0", 0)
+
+
+def _pax_headers_in_a_chain() -> bytes:
+    return _header(b"x", 0) * 10000
+
+
+def _long_names_in_a_chain() -> bytes:
+    return (_header(b"L", 1) + b"a".ljust(512, b"\0")) * 10000
+
+
+def _sizes_that_go_backwards() -> bytes:
+    return _header(b"0", 0, 124, struct.pack(">Qi", 2**64 - 1, -1024))
+
+
+def _member_of_a_terabyte() -> bytes:
+    return _header(b"0", 0, 124, struct.pack(">IQ", 0x80000000, 1 << 40))
+
+
+def _member_longer_than_the_asset() -> bytes:
+    return _header(b"0", (8 << 30) - 1)
+
+
+def _members_without_end() -> bytes:
+    return _header(b"0", 0) * 60000
+
+
+def _lines_without_end() -> bytes:
+    return _header(b"0", 30 << 20) + b"a \n" * (10 << 20)
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (_gnu_sparse_of_64_gb, "1 members that are not plain"),
+        (_gnu_sparse_whose_map_goes_on, "1 members that are not plain"),
+        (_pax_sparse_of_64_gb, "2 members that are not plain"),
+        (_pax_header_of_digits, "2 members that are not plain"),
+        (_pax_headers_in_a_chain, "the first 200 members; 199 members that are not plain"),
+        (_long_names_in_a_chain, "the first 200 members; 199 members that are not plain"),
+        (_sizes_that_go_backwards, "no header of a member at 1024"),
+        (_member_of_a_terabyte, "no header of a member at 1024"),
+        (_member_longer_than_the_asset, "proc/stat: 1024 of 8589934591 bytes; its end"),
+        (_members_without_end, "the first 200 members"),
+        (_lines_without_end, "proc/stat: 4194304 of 31457280 bytes"),
+    ],
+    ids=lambda value: value.__name__ if callable(value) else "",
+)
+def test_an_asset_that_lies(core: Path, tmp_path: Path, make: Callable[[], bytes], says: str) -> None:
+    """What is before the lie is read; a line says the rest. Time and memory are those of any asset."""
+    status = _tar(tmp_path / "status.tar", {"proc/status": b"FDSize:\t64\n"}).read_bytes()[:1024]
+    path = tmp_path / "a.tar"
+    path.write_bytes(status + make() + bytes(1024))
+    done = run(
+        *("-o-", "--resource", path, "--core", core),
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (128 << 20, 128 << 20)),
+        timeout=5,
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    report = json.loads(done.stdout)
+    assert report["attributes"]["descriptor.count"] == 64
+    (line,) = report["annotations"]["missing"]
+    assert line.startswith(f"the asset: {says}")
 
 
 def test_what_is_no_tar(tmp_path: Path) -> None:
     path = tmp_path / "a.tar"
     path.write_bytes(b"hello" * 1000)
     with pytest.raises(BadInput, match="not a TAR"):
-        read_asset(str(path))
+        read_asset(str(path), [])
     os.mkfifo(tmp_path / "fifo")
     with pytest.raises(BadInput, match="not a regular file"):
-        read_asset(str(tmp_path / "fifo"))
+        read_asset(str(tmp_path / "fifo"), [])
     path.write_bytes(b"")
-    assert read_asset(str(path)) == read_asset(os.devnull) == {}
+    assert read_asset(str(path), []) == read_asset(os.devnull, []) == {}
+
+
+def test_an_asset_that_is_cut(tmp_path: Path) -> None:
+    """What is whole is read, and what is cut is said to be."""
+    path = tmp_path / "a.tar"
     whole = _tar(path, _ASSET).read_bytes()
-    for length in range(1, len(whole), 333):
+    for length in (*range(512, 1024 * len(_ASSET), 333), *range(1024, 1024 * len(_ASSET), 1024)):
         path.write_bytes(whole[:length])
-        try:
-            assert set(read_asset(str(path))) <= set(_ASSET)
-        except BadInput:
-            pass
+        missing: list[str] = []
+        found = read_asset(str(path), missing)
+        assert list(found) == list(_ASSET)[: len(found)]
+        assert all(_ASSET[name] == data for name, data in list(found.items())[:-1])
+        assert missing[0].startswith("the asset: ")

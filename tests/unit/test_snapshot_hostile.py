@@ -18,13 +18,14 @@ from coresnap.ground import elf
 from coresnap.ground.errors import BadInput
 from coresnap.snapshot import modules, report
 from coresnap.snapshot.core import open_core
+from coresnap.snapshot.room import encode
 from tests.fixtures import cores
 from tests.fixtures.cores import Load
 from tests.unit.test_snapshot import VALIDATOR
 from tests.unit.test_snapshot_program import run
 
 _SEED = 20240517
-_MUTATIONS = 400
+_MUTATIONS = 1500
 _MEMORY_BYTES = 256 << 20
 _UUID = "11111111-2222-4333-8444-555555555555"
 _INTERESTING = (0, 1, 2, 4, 0x7F, 0x80, 0xFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 2**63 - 1, 2**63, 2**64 - 1)
@@ -40,7 +41,7 @@ def _report(data: bytes) -> dict[str, Any] | None:
         return None
     finally:
         os.close(fd)
-    parsed: dict[str, Any] = json.loads(report.encode(built))
+    parsed: dict[str, Any] = json.loads(encode(built))
     VALIDATOR.validate(parsed)
     return parsed
 

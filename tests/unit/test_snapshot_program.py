@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import struct
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from coresnap import take_snapshot
 from coresnap.ground import elf
 from tests.fixtures import cores
 from tests.unit.test_snapshot import VALIDATOR
@@ -121,6 +123,25 @@ def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
         assert done.returncode == 65
         assert says in done.stderr.decode()
         assert done.stderr.count(b"\n") == 1
+
+
+def test_a_core_that_cannot_be_read_for_now(core: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """/proc/self/mem is a regular file whose first bytes give EIO, as a bad block does; then a bad block among the modules."""
+    done = run("-o-", "--core", "/proc/self/mem")
+    assert (done.returncode, done.stdout) == (75, b"")
+    assert done.stderr == b"coresnap-snapshot: /proc/self/mem: Input/output error\n"
+    whole = os.pread
+
+    def pread(fd: int, count: int, offset: int) -> bytes:
+        data = whole(fd, count, offset)
+        if offset and data[:4] == b"\x7fELF":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return data
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "pread", pread)
+        assert take_snapshot.main(["-o-", "--core", str(core)]) == 75
+    assert capsys.readouterr() == ("", f"coresnap-snapshot: {core}: Input/output error\n")
 
 
 def test_a_report_that_cannot_be_written(core: Path, tmp_path: Path) -> None:
