@@ -69,7 +69,8 @@ $(VENV)/stamp: pyproject.toml
 LIBDIR := $(DESTDIR)$(PREFIX)/lib/coresnap
 install:
 	install -d $(LIBDIR) $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/sbin \
-	    $(DESTDIR)$(PREFIX)/share/man/man1 $(DESTDIR)$(PREFIX)/share/man/man5 $(DESTDIR)$(PREFIX)/share/doc/coresnap
+	    $(DESTDIR)$(PREFIX)/share/man/man1 $(DESTDIR)$(PREFIX)/share/man/man5 $(DESTDIR)$(PREFIX)/share/man/man8 \
+	    $(DESTDIR)$(PREFIX)/share/doc/coresnap
 	tools/copy-package coresnap $(LIBDIR)/python/coresnap
 	ln -sf python/coresnap/archive.py $(LIBDIR)/archive
 	ln -sf ../lib/coresnap/python/coresnap/cli/__main__.py $(DESTDIR)$(PREFIX)/bin/coresnap
@@ -77,6 +78,7 @@ install:
 	ln -sf ../lib/coresnap/python/coresnap/daemon.py $(DESTDIR)$(PREFIX)/sbin/coresnapd
 	install -m 644 docs/man/*.1 $(DESTDIR)$(PREFIX)/share/man/man1
 	install -m 644 docs/man/*.5 $(DESTDIR)$(PREFIX)/share/man/man5
+	install -m 644 docs/man/*.8 $(DESTDIR)$(PREFIX)/share/man/man8
 	install -m 644 README.md NEWS.md LICENSE coresnap/ground/settings/coresnap.conf $(DESTDIR)$(PREFIX)/share/doc/coresnap
 
 clean:

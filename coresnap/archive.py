@@ -8,7 +8,10 @@ SYNOPSIS
 DESCRIPTION
     The kernel starts archive for each process that dies of a signal which dumps core, as core_pattern says:
 
-        |/usr/lib/coresnap/archive %P %I %u %g %s %t %c %d %F %E
+        |/usr/local/lib/coresnap/archive %P %I %u %g %s %t %c %d %F %E
+
+    (after `make install`; a distribution's package has it in /usr/lib/coresnap). core_pipe_limit has to be above 0, so
+    that the kernel keeps /proc/PID until archive has read it.
 
     It reads what dies with the process from /proc/PID, copies the core from standard input, sparsely and in one pass,
     and closes its input: from then on the process is gone. Then it makes the dump durable and renames it to pending.

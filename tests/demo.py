@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,11 @@ if __name__ == "__main__":
 
 from coresnap.ground.text import human_bytes
 from tests.crash import Crash, crash, victim
-from tests.support.site import Site
+from tests.support.site import REPOSITORY, Site
 
 _THREADS = 5
 _BOLD, _GREEN = "1", "32"
+_PLACE = REPOSITORY / "build" / "demo"
 
 
 class Mismatch(Exception):
@@ -127,15 +128,18 @@ def main() -> int:
     """Run the demo; return its exit status."""
     print("A real crash, all the way to a store. No setting of this machine is changed.", flush=True)
     try:
-        with tempfile.TemporaryDirectory(prefix="coresnap-demo-") as directory:
-            started = time.monotonic()
-            uuid = demo(Path(directory))
-            seconds = time.monotonic() - started
+        shutil.rmtree(_PLACE, ignore_errors=True)
+        _PLACE.mkdir(parents=True)
+        started = time.monotonic()
+        uuid = demo(_PLACE)
+        seconds = time.monotonic() - started
     except (Mismatch, RuntimeError, OSError, ValueError, subprocess.SubprocessError) as error:
         said = f": {error.stderr.strip()}" if isinstance(error, subprocess.CalledProcessError) and error.stderr else ""
         print(f"\ndemo: {error}{said}", file=sys.stderr)
         return 1
-    print(f"\ndelivered {uuid} in {seconds:.1f} s")
+    settings = (_PLACE / "site" / "coresnap.conf").relative_to(REPOSITORY)
+    print(f"\nLook around: python3 -m coresnap.cli --settings {settings} info {uuid[:8]}")
+    print(f"delivered {uuid} in {seconds:.1f} s")
     return 0
 
 

@@ -229,7 +229,7 @@ def _drop(capture: Capture) -> bool:
 
 
 def _put_on_record(capture: Capture, uuid: str) -> bool:
-    victim = {name: getattr(capture.victim, name) for name in record.FIELDS["victim"]}
+    victim: dict[str, object] = {name: getattr(capture.victim, name) for name in record.FIELDS["victim"]}
     if capture.spool is not None:
         try:
             ledger.append(capture.spool.root_fd, capture.reason, capture.detail, uuid, victim)
@@ -243,7 +243,7 @@ def _put_on_record(capture: Capture, uuid: str) -> bool:
     except OSError:
         return False
     try:
-        ledger.append(fallback_fd, capture.reason, capture.detail, uuid, victim)
+        ledger.append(fallback_fd, capture.reason, capture.detail, uuid, victim | {"root": capture.settings.root})
     except OSError:
         return False
     finally:

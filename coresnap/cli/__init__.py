@@ -4,12 +4,16 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+import textwrap
 from importlib import import_module
-from typing import Any
+from typing import Any, NoReturn
 
 from coresnap import __version__
+from coresnap.cli import terminal
 from coresnap.ground import program
+from coresnap.ground.text import printable
 
 #: The commands: the module of each, and what it does in a line.
 COMMANDS = {
@@ -43,7 +47,7 @@ exit status:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run coresnap with these arguments, or the program's own; return its exit status."""
-    return program.run("coresnap", lambda: _main(sys.argv[1:] if arguments is None else arguments))
+    return program.run("coresnap", lambda: _main(sys.argv[1:] if arguments is None else arguments), terminal.tell)
 
 
 def _main(arguments: list[str]) -> int:
@@ -74,31 +78,62 @@ def _module(name: str) -> Any:
     return import_module(f"coresnap.cli.{COMMANDS[name][0]}")
 
 
+class _Formatter(argparse.HelpFormatter):
+    """Fills prose up to the terminal's width; a paragraph that has an indented line, as examples have, stays as it is."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, width=_columns() - 2)  # left to itself argparse imports shutil for that, in 5 ms
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:  # noqa: ARG002  # argparse's own signature
+        paragraphs = text.strip("\n").split("\n\n")
+        return "\n\n".join(
+            paragraph if "\n " in f"\n{paragraph}" else textwrap.fill(paragraph, width, break_on_hyphens=False)
+            for paragraph in paragraphs
+        )
+
+
+def _columns() -> int:
+    """Return the width of the terminal, as far as lines are easy to read."""
+    text = os.environ.get("COLUMNS", "")
+    try:
+        columns = int(text) if text.isascii() and text.isdigit() else os.get_terminal_size(1).columns
+    except OSError:
+        columns = 0
+    return min(max(columns or 80, 40), 100)
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose complaints may quote any argument."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(printable(message))
+
+
 def main_parser() -> argparse.ArgumentParser:
     """Return the parser of what stands before the command's own arguments."""
     width = max(map(len, COMMANDS))
     lines = [f"  {name:<{width}}  {line}" for name, (_module, line) in COMMANDS.items()]
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="coresnap",
         usage="coresnap [--settings FILE] COMMAND [ARGUMENT ...]",
         description="Look after core dumps.\n\ncommands (each has its own --help):\n" + "\n".join(lines),
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_Formatter,
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"coresnap {__version__}")
     _add_settings(parser)
-    parser.add_argument("command", nargs=argparse.PARSER, help=argparse.SUPPRESS)
+    parser.add_argument("command", metavar="COMMAND", nargs=argparse.PARSER, help=argparse.SUPPRESS)
     return parser
 
 
 def command_parser(name: str) -> argparse.ArgumentParser:
     """Return the parser of a command's arguments. The module's docstring is its manual."""
     module = _module(name)
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog=f"coresnap {name}",
         description=module.__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_Formatter,
         allow_abbrev=False,
     )
     _add_settings(parser)

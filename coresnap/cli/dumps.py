@@ -45,14 +45,14 @@ def open_spool(root: str) -> Spool:
 
 @dataclass(frozen=True)
 class Entry:
-    """A dump as it was found. Where `record` is None, `problem` says why, and `names` are its files."""
+    """A dump as it was found. Where `record` is None, `problem` says why; `names` are its files, None if not known."""
 
     stage: str
     uuid: str
     time_usec: int
     record: Record | None
     problem: str = ""
-    names: tuple[str, ...] = ()
+    names: tuple[str, ...] | None = ()
 
     @property
     def short(self) -> str:
@@ -60,58 +60,77 @@ class Entry:
         return f"{self.stage}/{self.uuid[:SHORT]}..."
 
     def has(self, name: str) -> bool:
-        """Say whether the dump has a file, complete: what the record says, or else the directory."""
-        if self.record is None:
-            return name in self.names
-        return name == CORE or bool(
-            self.record["snapshot"] if name == SNAPSHOT else self.record["assets"]["size_bytes"]
-        )
+        """Say whether the dump has a file: it is in the directory, and complete as far as there is a record to say so."""
+        if name not in (self.names or ()):
+            return False
+        if self.record is None or name == CORE:
+            return True
+        return bool(self.record["snapshot"] if name == SNAPSHOT else self.record["assets"]["size_bytes"])
+
+    @property
+    def core_is_gone(self) -> bool:
+        """Say whether something other than coresnap, which removes whole dumps, has deleted the core."""
+        return self.stage != stages.STAGING and self.names is not None and CORE not in self.names
 
     @property
     def disk_bytes(self) -> int:
-        """What the record says that the dump takes on the disk; of a dump without a readable one nothing is known."""
+        """What the record says that the dump's files take on the disk; without a readable one nothing is known."""
         if self.record is None:
             return 0
-        snapshot = self.record["snapshot"] or {"size_bytes": 0}
-        total: int = self.record["core"]["disk_bytes"] + self.record["assets"]["size_bytes"] + snapshot["size_bytes"]
-        return total
+        total: int = self.record["core"]["disk_bytes"] if self.has(CORE) else 0
+        if self.has(ASSETS):
+            total += self.record["assets"]["size_bytes"]
+        return total + self.record["snapshot"]["size_bytes"] if self.has(SNAPSHOT) else total
 
     def as_json(self) -> dict[str, Any]:
         """Return the dump as `--json` prints it."""
-        return {"stage": self.stage, "uuid": self.uuid, "record": self.record, "problem": self.problem or None}
+        return {
+            "stage": self.stage,
+            "uuid": self.uuid,
+            "files": None if self.names is None else sorted(self.names),
+            "record": self.record,
+            "problem": self.problem or None,
+        }
 
 
 def look(spool: Spool, stage: str, uuid: str) -> Entry | None:
-    """Read a dump's record; None where the dump is not, or no longer, in that stage."""
+    """Read a dump's record and what files it has; None where the dump is not, or no longer, in that stage."""
+    stage_fd = spool.stage_fds[stage]
     try:
-        document = record.parse(durable.read(spool.stage_fds[stage], f"{uuid}/{record.NAME}", record.LIMIT_BYTES))
-        if document["uuid"] == uuid:
-            return Entry(stage, uuid, document["captured"]["time_usec"], document)
-        problem = f"{record.NAME} is of {document['uuid']}"
-    except BadInput as error:
-        problem = error.line().removeprefix(f"{uuid}/")
+        fd = durable.open_directory(uuid, stage_fd)
     except OSError as error:
-        problem = f"{record.NAME}: {error.strerror}"
-    return _look_without_record(spool.stage_fds[stage], stage, uuid, problem)
+        return _look_from_outside(stage_fd, stage, uuid, error)
+    with Dump(uuid, stage, fd) as dump:
+        document, problem = _read(dump)
+        names = tuple(os.listdir(fd))
+        if (document is None or CORE not in names) and not spool.holds(stage, uuid):
+            return None  # it is being removed
+        time_usec = document["captured"]["time_usec"] if document else os.fstat(fd).st_mtime_ns // 1000
+    return Entry(stage, uuid, time_usec, document, problem, names)
 
 
-def _look_without_record(stage_fd: int, stage: str, uuid: str, problem: str) -> Entry | None:
-    """Return what a dump shows of itself where its record cannot be read; None where there is no dump."""
-    names: tuple[str, ...] = ()
+def _read(dump: Dump) -> tuple[Record | None, str]:
+    """Return the record, or None and why there is none."""
+    try:
+        document = record.parse(durable.read(dump.fd, record.NAME, record.LIMIT_BYTES))
+    except BadInput as error:
+        return None, error.line()
+    except OSError as error:
+        return None, f"{record.NAME}: {error.strerror}"
+    if document["uuid"] != dump.uuid:
+        return None, f"{record.NAME} is of {document['uuid']}"
+    return document, ""
+
+
+def _look_from_outside(stage_fd: int, stage: str, uuid: str, why: OSError) -> Entry | None:
+    """Return what there is to see of a dump that may not be looked into; None where there is no dump."""
     try:
         status = os.stat(uuid, dir_fd=stage_fd, follow_symlinks=False)
-        if not stat.S_ISDIR(status.st_mode):
-            return None
-        fd = durable.open_directory(uuid, stage_fd)
-        try:
-            names = tuple(os.listdir(fd))
-        finally:
-            os.close(fd)
-    except FileNotFoundError:
-        return None
     except OSError:
-        pass  # it may be there, but not be looked into
-    return Entry(stage, uuid, status.st_mtime_ns // 1000, None, problem, names)
+        return None
+    if not stat.S_ISDIR(status.st_mode):
+        return None
+    return Entry(stage, uuid, status.st_mtime_ns // 1000, None, f"{record.NAME}: {why.strerror}", None)
 
 
 def look_all(spool: Spool, names: Sequence[str] = LISTED) -> list[Entry]:
@@ -132,7 +151,7 @@ def resolve(spool: Spool, text: str) -> tuple[str, str]:
         raise Refused(f"{text}: there is no stage {stage}", hint=f"the stages are {', '.join(stages.STAGES)}")
     if len(beginning) < _PREFIX_LEAST or not re.fullmatch("[0-9a-f-]+", beginning):
         raise Refused(
-            f"{text} is not the beginning of a UUID",
+            f"`{text}` is not the beginning of a UUID",
             hint=f"give at least {_PREFIX_LEAST} of its characters, as `coresnap list` prints them",
         )
     among = (stage,) if slash else LISTED
@@ -178,7 +197,8 @@ def open_file(dump: Dump, name: str) -> int:
     try:
         return durable.open_regular(dump.fd, name)
     except FileNotFoundError as error:
-        raise Refused(f"{dump.stage}/{dump.uuid} has no {name}") from error
+        hint = "something other than coresnap has deleted it" if name == CORE else ""
+        raise Refused(f"{dump.stage}/{dump.uuid} has no {name}", hint=hint) from error
     except OSError as error:
         raise Refused(f"{dump.stage}/{dump.uuid}: {name}: {error.strerror}") from error
 

@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps({**whole, "receipt": receipt, "error_message": error_message}, indent=1))
         return 0
     rows = [("Dump", f"{dump.stage}/{dump.uuid}"), *_crash(document), ("Error", printable(error_message or ""))]
-    terminal.fields([*rows, *_kept(document), *_done(document), ("Receipt", _pairs(receipt or {}))])
+    terminal.fields([*rows, *_kept(document), *_done(document), ("Receipt", _receipt(receipt or {}))])
     print("History:")
     for line in document["history"]:
         detail = f": {printable(line['detail'])}" if line["detail"] else ""
@@ -138,8 +138,15 @@ def _done(document: Record) -> list[tuple[str, str]]:
     ]
 
 
-def _pairs(document: dict[str, Any]) -> str:
-    return ", ".join(f"{printable(str(key), 100)} {printable(str(value), 200)}" for key, value in document.items())
+def _receipt(receipt: dict[str, Any]) -> str:
+    """Return in words what the store acknowledged; a receipt may have anything behind any key."""
+    if not receipt:
+        return ""
+    store, place = (printable(str(receipt.get(key, "?")), 200) for key in ("store", "object"))
+    time_usec = receipt.get("acknowledged_usec")
+    when = f", {words.when(time_usec)}" if isinstance(time_usec, int) else ""
+    again = ", which had it already" if receipt.get("already_there") is True else ""
+    return f"{store} took it as {place}{when}{again}"
 
 
 def _json_object(dump: Dump, name: str, limit_bytes: int) -> dict[str, Any] | None:

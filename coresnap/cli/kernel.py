@@ -8,6 +8,7 @@ import os
 from coresnap.ground.text import printable
 
 _CORE_PATTERN = "/proc/sys/kernel/core_pattern"
+REMEDY = "the kernel's cores go elsewhere; archive(8) has the line to write there"
 
 
 def core_pattern() -> tuple[str, bool]:
@@ -38,4 +39,4 @@ def cores_go_where() -> str:
         )
     if not pattern:
         return f"{_CORE_PATTERN} cannot be read, so whether cores come to coresnap is not known"
-    return f"cores do not come to coresnap: core_pattern is `{printable(pattern, 200)}`"
+    return f"cores do not come to coresnap: core_pattern is `{printable(pattern, 200)}`; archive(8) has its own"

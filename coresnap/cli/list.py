@@ -7,10 +7,11 @@ the executable; the time of the crash; what it takes on the disk. The last line 
     pending/84605573-9de... c-a vim.basic Fri Apr 14 22:49:40 2017 3.12mB
     [pending]/1O/3.12mB
 
-A dump whose record cannot be read is listed with ? and a note on standard error.
+A dump whose record cannot be read is listed with ? and a note on standard error. A dump without c has lost its core
+to something other than coresnap.
 
---json prints one array, in the same order: stage, uuid, record (dump.json, whole) and problem (why the record
-is null).
+--json prints one array, in the same order: stage, uuid, files (null where they may not be seen), record (dump.json,
+whole) and problem (why the record is null).
 
 examples:
   coresnap list failed                       what has been given up on
@@ -20,7 +21,6 @@ examples:
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING
 
 from coresnap.cli import dumps, terminal, words
@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--signal", type=words.signal_number, help="only of this signal: 11, SEGV or SIGSEGV")
     parser.add_argument("--since", type=words.moment, metavar="TIME", help="from then on: 2026-04-14, today, `2h ago`")
     parser.add_argument("--until", type=words.moment, metavar="TIME", help="only up to then")
-    parser.add_argument("-n", type=int, metavar="N", dest="most", help="only the latest N")
+    parser.add_argument("-n", type=words.count, metavar="N", dest="most", help="only the latest N")
     parser.add_argument("-1", action="store_const", const=1, dest="most", help="only the latest one")
     output = parser.add_mutually_exclusive_group()
     output.add_argument("--uuid", action="store_true", help="print whole UUIDs")
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     """Run the command."""
     unknown = [stage for stage in args.stage if stage not in stages.STAGES]
     if unknown:
-        terminal.note(f"{unknown[0]} is no stage; the stages are {', '.join(stages.STAGES)}")
+        terminal.note(f"{printable(unknown[0])} is no stage; the stages are {', '.join(stages.STAGES)}")
         return 2
     with dumps.open_spool(dumps.dump_root(args.settings)) as spool:
         found = dumps.look_all(spool, [stage for stage in stages.STAGES if stage in (args.stage or dumps.LISTED)])
@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     if args.most is not None:
         chosen = chosen[-args.most :] if args.most > 0 else []
     if args.json:
-        print(json.dumps([entry.as_json() for entry in chosen], indent=1))
+        terminal.print_json([entry.as_json() for entry in chosen])
     elif chosen:
         _print(chosen, whole=args.uuid)
     else:
@@ -102,7 +102,7 @@ def _print(entries: Sequence[Entry], *, whole: bool) -> None:
 
 
 def _row(entry: Entry, whole: bool) -> tuple[str, str, str, str, str]:
-    flags = "".join(flag if entry.has(name) else "-" for name, flag in _FLAGS)
+    flags = "???" if entry.names is None else "".join(flag if entry.has(name) else "-" for name, flag in _FLAGS)
     where = f"{entry.stage}/{entry.uuid}" if whole else entry.short
     time = words.when(entry.time_usec)
     if entry.record is None:

@@ -88,7 +88,7 @@ def _disk_bytes(spool: Spool, entry: dumps.Entry) -> int:
 
 def _print(known: dict[str, Any], loaded: Settings) -> None:
     foreign = ", ".join(printable(name, 100) for name in known["foreign"])
-    ours = "coresnap's" if known["core_pattern_is_ours"] else "NOT coresnap's: the kernel's cores go elsewhere"
+    ours = "coresnap's" if known["core_pattern_is_ours"] else f"NOT coresnap's: {kernel.REMEDY}"
     terminal.fields(
         [
             ("spool", known["root"]),

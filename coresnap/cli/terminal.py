@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
-from coresnap.ground.text import human_bytes
+from coresnap.ground.text import human_bytes, printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 _AFTER_SECONDS, _EVERY_SECONDS = 1.0, 0.5
 RED = "31"
+_LINE_MOST = 4000
 
 
 def paint(text: str, colour: str) -> str:
@@ -26,8 +28,18 @@ def paint(text: str, colour: str) -> str:
 
 
 def note(line: str) -> None:
-    """Say something that is not the output asked for."""
-    print(f"coresnap: {line}", file=sys.stderr)
+    """Say something that is not the output asked for. What may stand in it is escaped here."""
+    tell(f"coresnap: {line}")
+
+
+def tell(line: str) -> None:
+    """Print a line to standard error, escaped: it may quote a file, or an argument."""
+    print(printable(line, _LINE_MOST), file=sys.stderr)
+
+
+def print_json(document: Any) -> None:
+    """Print JSON. The one control character that json leaves as it is, DEL, is escaped as well."""
+    print(json.dumps(document, indent=1).replace("\x7f", "\\u007f"))
 
 
 def fields(rows: list[tuple[str, str]]) -> None:
@@ -45,7 +57,7 @@ class Progress:
     """
 
     def __init__(self, what: str, total_bytes: int, position: Callable[[], int]) -> None:
-        self._what = what
+        self._what = printable(what, 200)
         self._total_bytes = total_bytes
         self._position = position
         self._shown = False

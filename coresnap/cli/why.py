@@ -36,6 +36,7 @@ _STAGES = {
     stages.COMMITTED: "its core is kept and its snapshot delivered",
     stages.FAILED: "its core is kept, but it has been given up on",
 }
+_GONE = "its core was kept, and is gone from the spool: coresnap did not take it"
 _REMEDIES = {
     "quota": "free some space, `coresnap rm` dumps, or change dump.quota or dump.ceiling; see `coresnap status`",
     "disk-full": "free some space, or raise dump.quota so that captures stop before the disk is full",
@@ -65,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     ]
     latest = sorted(known, key=lambda pair: pair[0], reverse=True)[: max(args.most, 1)]
     if not latest:
-        raise Refused(f"nothing is known of {args.what or 'any crash'}", hint=kernel.cores_go_where())
+        raise Refused(f"nothing is known of {printable(args.what or 'any crash')}", hint=kernel.cores_go_where())
     if args.json:
         print(json.dumps([_as_json(one) for _time_usec, one in latest], indent=1))
         return 0
@@ -96,7 +97,7 @@ def _search(root: str, what: str | None) -> tuple[list[Entry], list[dict[str, An
         pass  # it is only there once the spool was not
     else:
         with Dump("", "", fallback_fd):
-            losses += ledger.read(fallback_fd)
+            losses += (loss for loss in ledger.read(fallback_fd) if loss.get("root") == root)
     return entries, [loss for loss in losses if _matches(loss, str(loss.get("uuid", "")), what)]
 
 
@@ -125,6 +126,9 @@ def _tell_kept(entry: Entry) -> None:
             print(f"  it is kept, but its record cannot be read: {printable(entry.problem)}")
         return
     print(f"{words.when(entry.time_usec)}  {_who(document['victim'])}")
+    if entry.core_is_gone:
+        print(f"  {_GONE}: {entry.short}")
+        return
     print(f"  {_STAGES[entry.stage]}: {entry.short}")
     truncated, failure, next_try_usec = document["core"]["truncated"], document["failure"], document["next_try_usec"]
     if truncated:

@@ -83,6 +83,13 @@ def signal_number(text: str) -> int:
     return number
 
 
+def count(text: str) -> int:
+    """Read how many there are to be. For argparse."""
+    if text.isascii() and text.isdigit() and len(text) < 10:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{text} is no number, from 0 on")
+
+
 def user_number(text: str) -> int:
     """Read a user: a name or a number. For argparse."""
     if text.isascii() and text.isdigit() and len(text) < 11:

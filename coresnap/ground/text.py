@@ -11,6 +11,8 @@ def printable(text: str, most: int = 1000) -> str:
     bidirectional overrides.
     """
     cut = text[:most]
+    if cut.isprintable():
+        return cut if cut == text else cut + "…"
     escaped = "".join(
         character if character.isprintable() else character.encode("unicode_escape", "backslashreplace").decode()
         for character in cut

@@ -40,7 +40,7 @@ REASONS = {
     "no-spool": "dump.root was missing or not mounted",
     "internal": "archive failed; the detail says how",
 }
-_KEPT = ("time_usec", "reason", "detail", "uuid", "pid", "uid", "signal", "comm", "exe")
+_KEPT = ("time_usec", "reason", "detail", "uuid", "root", "pid", "uid", "signal", "comm", "exe")
 
 
 def append(dir_fd: int, reason: str, detail: str, uuid: str = "", victim: "Entry | None" = None) -> "Entry":

@@ -119,6 +119,7 @@ def test_list_json_has_the_whole_record(made: Made) -> None:
     assert dump == {
         "stage": "failed",
         "uuid": A,
+        "files": ["assets.tar", "core", "dump.json"],
         "record": made.record("failed", A),
         "problem": None,
     }
@@ -329,7 +330,7 @@ def test_info_tells_in_words(made: Made) -> None:
         "handed over by the kernel, the process held for 1.0 ms",
         "stack smashed",
         "the disk was full; whole it has 1.00mB",
-        "store file:/store, object 1",
+        "file:/store took it as 1",
         "captured: held 1000 usec",
     ):
         assert expected in told
@@ -387,6 +388,14 @@ def test_why_has_something_to_do_for_every_reason(made: Made, reason: str) -> No
     told = coresnap(made, "why", "99").stdout
     assert ledger.REASONS[reason] in told
     assert "to do: " in told
+
+
+def test_why_tells_of_a_core_that_somebody_deleted(made: Made) -> None:
+    spools.add(made, "committed", A)
+    (made.path("committed", A) / "core").unlink()
+    said = coresnap(made, "why", A).stdout
+    assert "is gone from the spool" in said
+    assert "coresnap debug" not in said
 
 
 def test_why_of_what_is_not_known_says_what_that_means(made: Made) -> None:

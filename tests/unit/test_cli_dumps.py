@@ -92,7 +92,8 @@ def test_why_still_reads_the_other_ledger_without_a_spool(
     fallback = tmp_path / "run"
     fallback.mkdir()
     with made.open() as spool:
-        ledger.append(spool.root_fd, "no-spool", "gone", "", {"pid": 99, "comm": "vim"})
+        for pid, root in ((99, str(made.root)), (98, "/another/spool")):
+            ledger.append(spool.root_fd, "no-spool", "gone", "", {"pid": pid, "comm": "vim", "root": root})
     shutil.move(made.root / "ledger", fallback / "ledger")
     shutil.rmtree(made.root)
     monkeypatch.setattr(ledger, "FALLBACK", str(fallback))
@@ -105,5 +106,6 @@ def test_why_still_reads_the_other_ledger_without_a_spool(
         why.run(parse("why", ["98", "--settings", str(made.configuration)]))
 
 
-def test_the_manual_page_is_up_to_date() -> None:
-    assert Path(manual.PATH).read_text() == manual.manual(), "run python3 -m coresnap.cli.manual"
+def test_the_manual_pages_are_up_to_date() -> None:
+    for name, text in manual.pages().items():
+        assert (Path(manual.DIRECTORY) / name).read_text() == text, "run `make generate`"
