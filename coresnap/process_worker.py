@@ -148,7 +148,7 @@ def _last_line(output: bytes) -> str:
 
 def main() -> int:
     """Run the worker; return its exit status."""
-    with program.unwinding(), socket.socket(fileno=os.dup(0)) as connection:
+    with socket.socket(fileno=os.dup(0)) as connection, program.hanging_up(connection):
         return program.run("coresnap process-worker", lambda: work(connection))
 
 

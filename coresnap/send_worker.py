@@ -211,7 +211,7 @@ def main() -> int:
 
 
 def _serve() -> int:
-    with program.unwinding(), socket.socket(fileno=os.dup(0)) as connection:
+    with socket.socket(fileno=os.dup(0)) as connection, program.hanging_up(connection):
         return work(connection)
 
 

@@ -3,6 +3,7 @@
 
 import os
 import signal
+import socket
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -45,9 +46,9 @@ def run(name: str, body: Callable[[], int], tell: Callable[[str], None] | None =
 
 
 @contextmanager
-def unwinding() -> Iterator[None]:
-    """Let SIGTERM unwind what runs in this, so that what it has started ends with it."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+def hanging_up(connection: socket.socket) -> Iterator[None]:
+    """Let SIGTERM hang up the connection, upon which a worker, and what it runs, ends as if its owner had hung up."""
+    signal.signal(signal.SIGTERM, lambda *_: connection.shutdown(socket.SHUT_RDWR))
     try:
         yield
     finally:
