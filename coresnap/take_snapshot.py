@@ -22,6 +22,9 @@ DESCRIPTION
 ENVIRONMENT
     BACKTRACE_DEFAULTS  lines key=value: further attributes; --kv overrides them
 
+    As any snapshot.command it is run with PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin,
+    LANG=C.UTF-8 and, where defaults.command is set, BACKTRACE_DEFAULTS: nothing else is in its environment.
+
 EXIT STATUS
     0 the report is written; 65 the core is damaged, not there, or of a kind that is not supported; 75 the core cannot be
     read for now, or the report cannot be written; 2 usage.

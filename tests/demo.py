@@ -13,7 +13,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -124,24 +127,37 @@ def demo(directory: Path) -> str:
     return path.name
 
 
-def main() -> int:
-    """Run the demo; return its exit status."""
+@contextmanager
+def _directory(place: Path | None) -> Iterator[Path]:
+    """Give the demo an empty directory: `place`, which stays, or one that goes with the context."""
+    if place is None:
+        with tempfile.TemporaryDirectory(prefix="coresnap-demo-") as directory:
+            yield Path(directory)
+        return
+    if place.exists():
+        shutil.rmtree(place)
+    place.mkdir(parents=True)
+    yield place
+
+
+def main(place: Path | None = None) -> int:
+    """Run the demo; return its exit status. What it made stays in `place`, if one is given."""
     print("A real crash, all the way to a store. No setting of this machine is changed.", flush=True)
     try:
-        shutil.rmtree(_PLACE, ignore_errors=True)
-        _PLACE.mkdir(parents=True)
-        started = time.monotonic()
-        uuid = demo(_PLACE)
-        seconds = time.monotonic() - started
+        with _directory(place) as directory:
+            started = time.monotonic()
+            uuid = demo(directory)
+            seconds = time.monotonic() - started
     except (Mismatch, RuntimeError, OSError, ValueError, subprocess.SubprocessError) as error:
         said = f": {error.stderr.strip()}" if isinstance(error, subprocess.CalledProcessError) and error.stderr else ""
         print(f"\ndemo: {error}{said}", file=sys.stderr)
         return 1
-    settings = (_PLACE / "site" / "coresnap.conf").relative_to(REPOSITORY)
-    print(f"\nLook around: python3 -m coresnap.cli --settings {settings} info {uuid[:8]}")
+    if place:
+        settings = os.path.relpath(place / "site" / "coresnap.conf")
+        print(f"\nLook around: {sys.executable} -m coresnap.cli --settings {settings} info {uuid[:8]}")
     print(f"delivered {uuid} in {seconds:.1f} s")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(_PLACE))

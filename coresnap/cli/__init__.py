@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import sys
-import textwrap
 from importlib import import_module
 from typing import Any, NoReturn
 
@@ -51,6 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _main(arguments: list[str]) -> int:
+    gc.disable()  # a command has ended before garbage matters; a thousand records would be looked through for it
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # a terminal need not speak UTF-8
     parser = main_parser()
     if not arguments:
@@ -84,12 +85,12 @@ class _Formatter(argparse.HelpFormatter):
     def __init__(self, prog: str) -> None:
         super().__init__(prog, width=_columns() - 2)  # left to itself argparse imports shutil for that, in 5 ms
 
-    def _fill_text(self, text: str, width: int, indent: str) -> str:  # noqa: ARG002  # argparse's own signature
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        import textwrap
+
+        wrapper = textwrap.TextWrapper(width, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
         paragraphs = text.strip("\n").split("\n\n")
-        return "\n\n".join(
-            paragraph if "\n " in f"\n{paragraph}" else textwrap.fill(paragraph, width, break_on_hyphens=False)
-            for paragraph in paragraphs
-        )
+        return "\n\n".join(one if "\n " in f"\n{one}" else wrapper.fill(one) for one in paragraphs)
 
 
 def _columns() -> int:

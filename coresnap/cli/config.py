@@ -14,12 +14,11 @@ examples:
 
 from __future__ import annotations
 
-import json
-import sys
 from typing import TYPE_CHECKING, Any
 
+from coresnap.cli import terminal
 from coresnap.ground import flat, settings
-from coresnap.ground.errors import BadSettings
+from coresnap.ground.errors import BadSettings, Refused
 from coresnap.ground.settings.load import BUILT_IN
 from coresnap.ground.settings.table import TABLE
 from coresnap.ground.text import printable
@@ -57,13 +56,21 @@ def run(args: argparse.Namespace) -> int:
         raise problem
     if args.compile:
         _warn(loaded)
-        settings.write_compiled(loaded, args.output)
+        _compile(loaded, args.output)
     elif args.json:
-        print(json.dumps(_document(loaded), indent=1))
+        terminal.print_json(_document(loaded))
     else:
         _warn(loaded)
         print("\n".join(_lines(loaded)))
     return 0
+
+
+def _compile(loaded: Settings, path: str) -> None:
+    try:
+        settings.write_compiled(loaded, path)
+    except OSError as error:
+        hint = "run it as root, or name another file by --output"
+        raise Refused(f"{path}: {error.strerror}", hint=hint) from error
 
 
 def _against_schema(loaded: Settings) -> list[BadSettings]:
@@ -82,7 +89,7 @@ def _check(path: str) -> int:
         _warn(loaded)
         problems = _against_schema(loaded)
     for problem in problems:
-        print(problem.line(), file=sys.stderr)
+        terminal.tell(problem.line())
     if problems:
         return BadSettings.exit_status
     print(f"{printable(path)}: ok")
@@ -91,7 +98,7 @@ def _check(path: str) -> int:
 
 def _warn(loaded: Settings) -> None:
     for warning in loaded.warnings:
-        print(f"coresnap: {warning}", file=sys.stderr)
+        terminal.note(warning)
 
 
 def _document(loaded: Settings) -> dict[str, Any]:
@@ -112,7 +119,7 @@ def _lines(loaded: Settings) -> Iterator[str]:
         if origin != last:
             yield f"# {printable(origin)}"
             last = origin
-        yield directive
+        yield printable(directive, len(directive))
 
 
 def _directives(loaded: Settings) -> Iterator[tuple[str, str]]:

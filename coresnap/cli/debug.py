@@ -2,7 +2,7 @@
 """Open a dump's core in the debugger, with its executable if that is still there.
 
 gdb is started so that nothing the crashed process left (scripts beside its files, debuginfo servers) is run or asked.
-What stands after -- is the debugger's.
+What stands after -- is the debugger's. What it prints is its own: names of the crashed process stand in it as they are.
 
 examples:
   coresnap debug 8460
@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument("dump", metavar="UUID", help="the dump, [STAGE/]BEGINNING-OF-UUID")
-    parser.add_argument("arguments", nargs="*", metavar="-- ARGUMENT", help="what else the debugger is told")
+    parser.add_argument(
+        "arguments", nargs="*", default=[], metavar="-- ARGUMENT", help="what else the debugger is told"
+    )
     parser.add_argument("--debugger", metavar="NAME", default="gdb", help="another one; gdb unless told")
     parser.add_argument("--exe", metavar="FILE", help="the executable, where it is not where it was")
 

@@ -7,6 +7,7 @@ import os
 import re
 import stat
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from coresnap.ground import durable, settings
@@ -61,7 +62,7 @@ class Entry:
 
     def has(self, name: str) -> bool:
         """Say whether the dump has a file: it is in the directory, and complete as far as there is a record to say so."""
-        if name not in (self.names or ()):
+        if self.names is None or name not in self.names:
             return False
         if self.record is None or name == CORE:
             return True
@@ -72,7 +73,7 @@ class Entry:
         """Say whether something other than coresnap, which removes whole dumps, has deleted the core."""
         return self.stage != stages.STAGING and self.names is not None and CORE not in self.names
 
-    @property
+    @cached_property
     def disk_bytes(self) -> int:
         """What the record says that the dump's files take on the disk; without a readable one nothing is known."""
         if self.record is None:

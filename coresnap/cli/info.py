@@ -21,6 +21,7 @@ from coresnap.cli import dumps, terminal, words
 from coresnap.ground import durable
 from coresnap.ground.errors import BadInput
 from coresnap.ground.text import human_bytes, human_duration, printable
+from coresnap.spool import stages
 
 if TYPE_CHECKING:
     import argparse
@@ -55,10 +56,11 @@ def run(args: argparse.Namespace) -> int:
         files = sorted(os.listdir(dump.fd))
     if args.json:
         whole = {"stage": dump.stage, "uuid": dump.uuid, "files": files, "record": document}
-        print(json.dumps({**whole, "receipt": receipt, "error_message": error_message}, indent=1))
+        terminal.print_json({**whole, "receipt": receipt, "error_message": error_message})
         return 0
     rows = [("Dump", f"{dump.stage}/{dump.uuid}"), *_crash(document), ("Error", printable(error_message or ""))]
-    terminal.fields([*rows, *_kept(document), *_done(document), ("Receipt", _receipt(receipt or {}))])
+    told = "missing, or unreadable" if receipt is None and dump.stage == stages.COMMITTED else _receipt(receipt or {})
+    terminal.fields([*rows, *_kept(document, files), *_done(document), ("Receipt", told)])
     print("History:")
     for line in document["history"]:
         detail = f": {printable(line['detail'])}" if line["detail"] else ""
@@ -113,19 +115,24 @@ def _signal(number: int | None) -> str:
     return f"{number}, {words.signal_name(number)}" + (f": {words_for_it}" if words_for_it else "")
 
 
-def _kept(document: Record) -> list[tuple[str, str]]:
+def _kept(document: Record, files: list[str]) -> list[tuple[str, str]]:
     core, assets, snapshot = document["core"], document["assets"], document["snapshot"]
     truncated = core["truncated"]
     missing = [printable(name, 100) for name in assets["missing"]]
     if len(missing) > _MISSING_MOST:
         missing[_MISSING_MOST:] = [f"{len(missing) - _MISSING_MOST} more"]
     why = f"{words.TRUNCATED.get(truncated['reason'], printable(truncated['reason']))}; " if truncated else ""
+    core_text = f"{human_bytes(core['size_bytes'])}, {core['class']} bit, {human_bytes(core['disk_bytes'])} on disk"
+
+    def there(name: str, text: str) -> str:
+        return text if name in files else f"MISSING, deleted by something other than coresnap; it had {text}"
+
     return [
-        ("Core", f"{human_bytes(core['size_bytes'])}, {core['class']} bit, {human_bytes(core['disk_bytes'])} on disk"),
+        ("Core", there(dumps.CORE, core_text)),
         ("Truncated", f"{why}whole it has {human_bytes(truncated['expected_bytes'])}" if truncated else ""),
-        ("Asset", human_bytes(assets["size_bytes"]) if assets["size_bytes"] else "none"),
+        ("Asset", there(dumps.ASSETS, human_bytes(assets["size_bytes"])) if assets["size_bytes"] else "none"),
         ("Missing in it", ", ".join(missing)),
-        ("Snapshot", human_bytes(snapshot["size_bytes"]) if snapshot else "none"),
+        ("Snapshot", there(dumps.SNAPSHOT, human_bytes(snapshot["size_bytes"])) if snapshot else "none"),
     ]
 
 

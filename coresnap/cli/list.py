@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     """Run the command."""
     unknown = [stage for stage in args.stage if stage not in stages.STAGES]
     if unknown:
-        terminal.note(f"{printable(unknown[0])} is no stage; the stages are {', '.join(stages.STAGES)}")
+        terminal.note(f"{unknown[0]} is no stage; the stages are {', '.join(stages.STAGES)}")
         return 2
     with dumps.open_spool(dumps.dump_root(args.settings)) as spool:
         found = dumps.look_all(spool, [stage for stage in stages.STAGES if stage in (args.stage or dumps.LISTED)])

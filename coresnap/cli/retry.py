@@ -73,6 +73,9 @@ def _renew(spool: Spool, dump: Dump, loaded: Settings) -> None:
     """Make a locked dump due, in the stage whose work it lacks."""
     document = dumps.load_record(dump)
     if not durable.exists(dump.fd, dumps.SNAPSHOT):
+        if not durable.exists(dump.fd, dumps.CORE):
+            hint = f"`coresnap rm {dump.uuid[:8]}` removes what is left of it"
+            raise Refused(f"{dump.stage}/{dump.uuid} has neither core nor snapshot", hint=hint)
         document["snapshot"] = None
     document["attempts"] = {"process": 0, "send": 0}
     document["failure"] = document["next_try_usec"] = None

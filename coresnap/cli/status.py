@@ -11,14 +11,13 @@ examples:
 
 from __future__ import annotations
 
-import json
 import os
 from typing import TYPE_CHECKING, Any
 
-from coresnap.cli import dumps, kernel, terminal, words
+from coresnap.cli import dumps, kernel, losses, terminal, words
 from coresnap.ground import durable, settings
 from coresnap.ground.text import human_bytes, printable
-from coresnap.spool import ledger, stages
+from coresnap.spool import stages
 from coresnap.spool.stages import Dump
 
 if TYPE_CHECKING:
@@ -41,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     with dumps.open_spool(loaded.dump_root) as spool:
         known = _gather(spool, loaded)
     if args.json:
-        print(json.dumps(known, indent=1))
+        terminal.print_json(known)
     else:
         _print(known, loaded)
     return 0
@@ -51,7 +50,7 @@ def _gather(spool: Spool, loaded: Settings) -> dict[str, Any]:
     disk = os.fstatvfs(spool.root_fd)
     total_bytes = disk.f_blocks * disk.f_frsize
     entries = dumps.look_all(spool, stages.STAGES)
-    losses = list(ledger.read(spool.root_fd))
+    found = losses.read(spool.path, spool)
     pattern, ours = kernel.core_pattern()
     return {
         "root": spool.path,
@@ -60,7 +59,7 @@ def _gather(spool: Spool, loaded: Settings) -> dict[str, Any]:
         "total_bytes": total_bytes,
         "keep_bytes": total_bytes * loaded.dump_quota_percent // 100,
         "ceiling_bytes": loaded.dump_ceiling_bytes,
-        "ledger": {"entries": len(losses), "last": losses[-1] if losses else None},
+        "ledger": {"entries": len(found), "last": found[-1] if found else None},
         "foreign": sorted(spool.foreign())[:_FOREIGN_MOST],
         "core_pattern": pattern,
         "core_pattern_is_ours": ours,
@@ -91,7 +90,7 @@ def _print(known: dict[str, Any], loaded: Settings) -> None:
     ours = "coresnap's" if known["core_pattern_is_ours"] else f"NOT coresnap's: {kernel.REMEDY}"
     terminal.fields(
         [
-            ("spool", known["root"]),
+            ("spool", printable(known["root"])),
             *((stage, _held(held)) for stage, held in known["stages"].items()),
             ("room", _room(known, loaded)),
             ("ceiling", f"{human_bytes(known['ceiling_bytes'])} (dump.ceiling)" if known["ceiling_bytes"] else ""),

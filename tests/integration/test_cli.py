@@ -390,12 +390,59 @@ def test_why_has_something_to_do_for_every_reason(made: Made, reason: str) -> No
     assert "to do: " in told
 
 
-def test_why_tells_of_a_core_that_somebody_deleted(made: Made) -> None:
-    spools.add(made, "committed", A)
-    (made.path("committed", A) / "core").unlink()
-    said = coresnap(made, "why", A).stdout
-    assert "is gone from the spool" in said
-    assert "coresnap debug" not in said
+@pytest.mark.parametrize(
+    ("stage", "report", "to_do"),
+    [
+        ("pending", b"", "coresnap rm"),
+        ("sending", b"{}", "coresnap retry"),
+        ("committed", b"{}", "has its receipt"),
+        ("failed", b"", "coresnap rm"),
+        ("failed", b"{}", "coresnap retry"),
+    ],
+)
+def test_a_core_that_somebody_deleted_is_not_claimed(made: Made, stage: str, report: bytes, to_do: str) -> None:
+    spools.add(made, stage, A, report=report)
+    before = coresnap(made, "list").stdout
+    assert f" c{'s' if report else '-'}a " in before
+    (made.path(stage, A) / "core").unlink()
+    told = coresnap(made, "why", A).stdout
+    assert "is gone from the spool" in told
+    assert "to do: " in told
+    assert to_do in told
+    assert "core is kept" not in told
+    assert "coresnap debug" not in told
+    assert f" -{'s' if report else '-'}a " in coresnap(made, "list").stdout
+    assert re.search("Core: MISSING", coresnap(made, "info", A).stdout)
+    (listed,) = json.loads(coresnap(made, "list", "--json").stdout)
+    assert "core" not in listed["files"]
+    (known,) = json.loads(coresnap(made, "why", A, "--json").stdout)
+    assert known["kept"] is False
+    for command in ("debug", "dump"):
+        refused = coresnap(made, command, A)
+        assert (refused.returncode, "has deleted it" in refused.stderr) == (69, True)
+
+
+def test_retry_refuses_what_has_neither_core_nor_snapshot(made: Made) -> None:
+    spools.add(made, "failed", A)
+    (made.path("failed", A) / "core").unlink()
+    refused = coresnap(made, "retry", A)
+    assert (refused.returncode, where(made, A)) == (69, ["failed"])
+    assert "coresnap rm aaaa1111" in refused.stderr
+
+
+def test_a_core_without_a_record_is_not_claimed_either(made: Made) -> None:
+    spools.add(made, "pending", A)
+    (made.path("pending", A) / "core").unlink()
+    (made.path("pending", A) / "dump.json").write_text("{")
+    told = coresnap(made, "why", A).stdout
+    assert "is gone from the spool" in told
+    assert "its record cannot be read" in told
+    assert "it is kept" not in told
+
+
+def test_a_delivered_dump_without_a_receipt_is_told(made: Made) -> None:
+    spools.add(made, "committed", A, report=b"{}")
+    assert "Receipt: missing" in coresnap(made, "info", A).stdout
 
 
 def test_why_of_what_is_not_known_says_what_that_means(made: Made) -> None:
@@ -641,7 +688,100 @@ def test_status_counts_what_is_there(made: Made) -> None:
     assert "1 on record" in coresnap(made, "status").stdout
 
 
+def test_status_says_what_to_do_about_a_foreign_core_pattern(made: Made) -> None:
+    status = json.loads(coresnap(made, "status", "--json").stdout)
+    assert status["core_pattern_is_ours"] or "archive(8)" in coresnap(made, "status").stdout
+
+
+# what is not of a crashed process, but as little to be trusted: arguments, files' names, settings
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [HOSTILE],
+        ["list", HOSTILE],
+        ["list", "--since", HOSTILE],
+        ["list", "--signal", HOSTILE],
+        ["list", "--uid", HOSTILE],
+        ["list", "--pid", HOSTILE],
+        ["list", f"--{HOSTILE}"],
+        ["info", HOSTILE],
+        ["info", f"{HOSTILE}/aaaa"],
+        ["why", HOSTILE],
+        ["rm", "-y", HOSTILE],
+        ["retry", HOSTILE],
+        ["dump", HOSTILE],
+        ["dump", A, "-o", f"/no-such-place/{HOSTILE}"],
+        ["debug", A, "--debugger", HOSTILE],
+        ["import", f"/tmp/{HOSTILE}"],
+        ["config", "--check", f"/tmp/{HOSTILE}"],
+        ["config", "--compile", "--output", f"/no-such-place/{HOSTILE}/x"],
+    ],
+    ids=lambda arguments: " ".join(arguments).replace(HOSTILE, "X").replace("/", "_"),
+)
+def test_no_argument_comes_back_unescaped(made: Made, arguments: list[str]) -> None:
+    spools.add(made, "pending", A)
+    refused = coresnap(made, *arguments)
+    assert refused.returncode in (2, 65, 69, 78)
+    shown = (refused.stdout + refused.stderr).removesuffix("\n").split("\n")
+    assert all(line.isprintable() for line in shown), shown
+    assert "Traceback" not in refused.stderr
+    assert "owned" in refused.stderr
+
+
+def test_no_setting_comes_back_unescaped(made: Made) -> None:
+    lines = made.configuration.read_text()
+    for line in (
+        f"dump.rot = {HOSTILE}",
+        f"{HOSTILE} = 1",
+        f"dump.mode = {HOSTILE}",
+        "dump.mode = \x9b31m",
+        f"[{HOSTILE}",
+    ):
+        made.configuration.write_text(lines + line.replace("\n", "") + "\n")
+        for arguments in (["config"], ["config", "--check", str(made.configuration)], ["list"]):
+            refused = coresnap(made, *arguments)
+            assert refused.returncode == 78
+            assert all(row.isprintable() for row in (refused.stdout + refused.stderr).split("\n"))
+
+
+def test_json_has_no_control_character_not_even_del(made: Made) -> None:
+    spools.add(made, "pending", A, comm="x\x7f\x1b", exe=None)
+    for arguments in (["list", "--json"], ["info", A, "--json"], ["why", "--json"]):
+        shown = coresnap(made, *arguments).stdout
+        assert all(line.isprintable() for line in shown.split("\n"))
+        assert '"x\\u007f\\u001b"' in shown
+        json.loads(shown)
+
+
 # the program
+
+
+def test_json_is_json_where_nothing_is_there(made: Made) -> None:
+    for command, status in (("list", 0), ("why", 69), ("status", 0), ("config", 0)):
+        shown = coresnap(made, command, "--json")
+        assert shown.returncode == status
+        json.loads(shown.stdout)
+
+
+def test_settings_that_cannot_be_written_are_refused_with_their_path(made: Made, tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "no" / "such" / "place"):
+        refused = coresnap(made, "config", "--compile", "--output", path)
+        assert (refused.returncode, refused.stderr.count("\n")) == (69, 1)
+        assert refused.stderr.startswith(f"coresnap: {path}: ")
+
+
+def test_a_missing_argument_is_named_alone(made: Made) -> None:
+    assert coresnap(made, "debug").stderr.endswith("the following arguments are required: UUID\n")
+    assert coresnap(made, "why", "-n", "-1").returncode == 2
+    assert coresnap(made, "list", "-n", "x").returncode == 2
+
+
+def test_help_fits_the_terminal(made: Made) -> None:
+    for columns in ("60", "80"):
+        for line in coresnap(made, "retry", "--help", COLUMNS=columns).stdout.splitlines():
+            assert len(line) <= int(columns) or line.startswith("  coresnap ")
 
 
 def test_usage_and_help(made: Made) -> None:

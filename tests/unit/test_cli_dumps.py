@@ -3,13 +3,18 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from coresnap.cli import dumps, manual, parse, why
+from coresnap import process_worker
+from coresnap.capture.victim import CORE_PATTERN
+from coresnap.cli import dumps, kernel, manual, parse, status, why
+from coresnap.ground import durable
 from coresnap.ground.errors import Refused
 from coresnap.spool import ledger, stages
 from coresnap.spool.stages import Spool
@@ -104,6 +109,54 @@ def test_why_still_reads_the_other_ledger_without_a_spool(
     assert "No such file or directory" in shown.err
     with pytest.raises(Refused):
         why.run(parse("why", ["98", "--settings", str(made.configuration)]))
+
+
+def test_the_other_ledger_has_what_is_of_this_spool(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = spools.make(tmp_path)
+    fallback = tmp_path / "run"
+    fallback.mkdir()
+    monkeypatch.setattr(ledger, "FALLBACK", str(fallback))
+    fd = durable.open_directory(str(fallback))
+    ledger.append(fd, "no-spool", "mine", "", {"pid": 99, "root": f"{made.root}/"})
+    ledger.append(fd, "no-spool", "another", "", {"pid": 99, "root": "/elsewhere"})
+    ledger.append(fd, "no-spool", "somebody", "", {"pid": 99})
+    os.close(fd)
+    assert why.run(parse("why", ["99", "--settings", str(made.configuration)])) == 0
+    shown = capsys.readouterr().out
+    assert "mine" in shown
+    assert "another\n" not in shown
+    assert "  no-spool: somebody\n" in shown
+    assert shown.count(f"on record in {fallback}/ledger, without the spool") == 1
+    assert status.run(parse("status", ["--settings", str(made.configuration)])) == 0
+    assert "2 on record" in capsys.readouterr().out
+
+
+def test_the_paths_of_archive_are_what_install_makes(tmp_path: Path) -> None:
+    repository = Path(manual.DIRECTORY).parents[1]
+    subprocess.run(["make", "install", f"DESTDIR={tmp_path}"], cwd=repository, check=True, capture_output=True)
+    line = f"|/usr/local/lib/coresnap/archive {CORE_PATTERN}"
+    assert (tmp_path / "usr/local/lib/coresnap/archive").exists()
+    assert kernel.is_ours(line)
+    for name in ("README.md", "coresnap/archive.py", "docs/man/archive.8"):
+        assert line in (repository / name).read_text()
+    for page in ("man1/coresnap-snapshot.1", "man8/archive.8", "man8/coresnapd.8"):
+        assert (tmp_path / "usr/local/share/man" / page).exists()
+
+
+def test_the_environment_of_a_snapshot_command_is_in_the_manual() -> None:
+    page = (Path(manual.DIRECTORY) / "coresnap-snapshot.1").read_text()
+    assert f"PATH={process_worker._PATH}," in page
+
+
+@pytest.mark.skipif(shutil.which("groff") is None, reason="groff is not installed")
+@pytest.mark.parametrize("name", manual.pages())
+def test_the_manual_pages_have_no_warnings(name: str) -> None:
+    command = ["groff", "-man", "-Tascii", "-P-cbou", "-ww", str(Path(manual.DIRECTORY) / name)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
+    assert done.stderr == ""
+    assert "SEE ALSO" in done.stdout
 
 
 def test_the_manual_pages_are_up_to_date() -> None:
