@@ -2,6 +2,7 @@
 PYTHON ?= /usr/bin/python3
 PREFIX ?= /usr/local
 DESTDIR ?=
+UNITDIR ?= $(PREFIX)/lib/systemd/system
 
 VENV := build/venv
 RUN_NEEDS := python3-systemd python3-sdnotify python3-requests python3-jsonschema
@@ -73,6 +74,9 @@ install:
 	    $(DESTDIR)$(PREFIX)/share/doc/coresnap
 	tools/copy-package coresnap $(LIBDIR)/python/coresnap
 	ln -sf python/coresnap/archive.py $(LIBDIR)/archive
+	ln -sf python/coresnap/capture_service.py $(LIBDIR)/capture
+	for unit in units/*; do sed 's|@PREFIX@|$(PREFIX)|g' "$$unit" \
+	    | install -D -m 644 /dev/stdin $(DESTDIR)$(UNITDIR)/$${unit#units/}; done
 	ln -sf ../lib/coresnap/python/coresnap/cli/__main__.py $(DESTDIR)$(PREFIX)/bin/coresnap
 	ln -sf ../lib/coresnap/python/coresnap/take_snapshot.py $(DESTDIR)$(PREFIX)/bin/coresnap-snapshot
 	ln -sf ../lib/coresnap/python/coresnap/daemon.py $(DESTDIR)$(PREFIX)/sbin/coresnapd

@@ -46,18 +46,20 @@ import os  # the clock is read first: imports count as held time
 if __name__ == "__main__":
     sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
 
-from coresnap.capture.capture import Capture  # the path is set first
-from coresnap.capture.victim import Victim, from_core_pattern
-from coresnap.ground import flat
+from coresnap.capture import handover  # the path is set first
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from coresnap.capture.finish import Outcome
-    from coresnap.ground.log import Log
+    from coresnap.capture.capture import Capture
 
-
+#: A service that has not taken a crash by then is stuck, or has more to do than this machine can.
+_HANDOVER_MSEC = 60_000
+#: Whose crashes archive captures by itself: PID 1, journald and coresnap cannot serve while they are held.
+_OWN_SLICE = b"/coresnap.slice/"
+_JOURNALD = b"/systemd-journald"
+_PID_1 = b"/init.scope"
 _EXIT_STATUS = {"": 0, "no-spool": 69, "empty": 65, "not-a-core": 65, "cut-short": 65, "internal": 1}
 
 
@@ -68,12 +70,42 @@ def main(arguments: "Sequence[str]") -> int:
     if isinstance(options, int):
         return options
     settings_path, proc, positional = options
-    settings, problem = flat.read(settings_path)
+    if positional == arguments and positional and _handed_over(positional):
+        os._exit(0)  # nothing is left to do, and the pipe is held until we are gone
+
+    from coresnap.capture.capture import Capture
+    from coresnap.capture.source import Source
+    from coresnap.capture.victim import from_core_pattern
+    from coresnap.ground import flat
+
+    settings, problem = flat.read(settings_path or flat.PATH)
     victim = from_core_pattern(positional)
-    capture = Capture(settings, victim, "hand" if victim.pid is None else "pipe", STARTED_NSEC)
-    capture.hold(0, proc or (None if victim.pid is None else f"/proc/{victim.pid}"))
+    source = Source(0, "hand" if victim.pid is None else "pipe")
+    capture = Capture(settings, victim, source.transport, STARTED_NSEC)
+    capture.hold(source, proc or (None if victim.pid is None else f"/proc/{victim.pid}"))
     os.dup2(1, 0)  # closes the pipe: the process is let go
-    return _afterwards(capture, victim, problem)
+    return _afterwards(capture, problem)
+
+
+def _handed_over(arguments: "Sequence[str]") -> bool:
+    """Give the crash to the capture service, where there is one that can have it."""
+    pid = arguments[0]
+    if not pid.isdigit() or not os.path.exists(handover.PATH):
+        return False
+    fds = [0]
+    try:
+        proc_fd = os.open(f"/proc/{pid}", os.O_RDONLY | os.O_DIRECTORY)
+        fds.append(proc_fd)
+        cgroup_fd = os.open("cgroup", os.O_RDONLY, dir_fd=proc_fd)
+        cgroup = os.read(cgroup_fd, 4096)
+        os.close(cgroup_fd)
+    except OSError:
+        return False
+    if pid == "1" or any(own in cgroup for own in (_PID_1, _JOURNALD, _OWN_SLICE)):
+        return False
+    if len(arguments) > 8 and arguments[8].isdigit():
+        fds.append(int(arguments[8]))
+    return handover.offer(handover.PATH, STARTED_NSEC, list(arguments), fds, _HANDOVER_MSEC)
 
 
 def _open_standard_descriptors() -> None:
@@ -87,7 +119,7 @@ def _open_standard_descriptors() -> None:
 
 def _options(arguments: "Sequence[str]") -> "int | tuple[str, str, Sequence[str]]":
     """Split options from the kernel's arguments; an integer is an exit status to end with."""
-    values = {"--settings": flat.PATH, "--proc": ""}
+    values = {"--settings": "", "--proc": ""}
     rest = list(arguments)
     while rest and rest[0].startswith("-"):
         option = rest.pop(0)
@@ -104,38 +136,21 @@ def _options(arguments: "Sequence[str]") -> "int | tuple[str, str, Sequence[str]
     return values["--settings"], values["--proc"], rest
 
 
-def _afterwards(capture: Capture, victim: Victim, problem: str) -> int:
+def _afterwards(capture: "Capture", problem: str) -> int:
     """Do what can be done after the process has been let go: imported here, because imports count."""
     import site
 
     site.main()  # -S left the distribution's packages out; the journal's is among them
     from coresnap.capture.finish import finish
+    from coresnap.capture.tell import tell
     from coresnap.ground import log as logging
 
     outcome = finish(capture)
     log = logging.Log.open()
     if problem:
         log.warning(problem)
-    _tell(log, capture.settings.root, victim, outcome)
+    tell(log, capture, outcome)
     return _EXIT_STATUS.get(outcome.reason, 75)
-
-
-def _tell(log: "Log", root: str, victim: Victim, outcome: "Outcome") -> None:
-    """Log what became of the crash, in one line."""
-    who = (
-        "an unknown process" if victim.pid is None else f"{victim.comm or victim.exe or 'a process'} (pid {victim.pid})"
-    )
-    held = f"held {outcome.held_usec / 1000:.0f} ms"
-    fields = {"CORESNAP_DUMP": outcome.uuid, "CORESNAP_STAGE": "pending" if outcome.kept else "none"}
-    if not outcome.kept:
-        record = "" if outcome.on_record else "; the ledger could not take it"
-        log.error(f"core of {who} not kept: {outcome.reason}: {outcome.detail}{record}", **fields)
-        return
-    truncated = f", truncated: {outcome.truncated}" if outcome.truncated else ""
-    size = f"{outcome.size_bytes} bytes, {held}{truncated}"
-    log.info(f"core of {who} archived in {root}/pending/{outcome.uuid} ({size})", **fields)
-    if outcome.detail:
-        log.warning(f"{outcome.uuid}: {outcome.detail}", **fields)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import time
 
 from coresnap.capture.copy import Copied, copy
 from coresnap.capture.evidence import Evidence
+from coresnap.capture.source import Withdrawn
 from coresnap.ground import durable
 from coresnap.ground.errors import CoresnapError, Refused
 from coresnap.spool.quota import QuotaExceeded, Reservation
@@ -20,10 +21,15 @@ from coresnap.spool.stages import Dump, Spool
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from coresnap.capture.source import Source
     from coresnap.capture.victim import Victim
     from coresnap.ground.flat import ArchiveSettings
 
 CORE = "core"
+#: The transports by which a process was held.
+HELD = ("pipe", "handover", "socket")
+#: Why a capture has ended that another has taken over; no reason of the ledger's.
+WITHDRAWN = "withdrawn"
 #: What a dump takes beside its core: the asset, the record, directories.
 OVERHEAD_BYTES = 1 << 20
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -50,7 +56,7 @@ class Capture:
     )
 
     def __init__(self, settings: "ArchiveSettings", victim: "Victim", transport: str, started_nsec: int) -> None:
-        """`started_nsec` is CLOCK_MONOTONIC when the program was started; `transport` is pipe, hand, import or salvage."""
+        """`started_nsec` is CLOCK_MONOTONIC when it began; `transport` is a source's, or salvage."""
         self.settings = settings
         self.victim = victim
         self.transport = transport
@@ -66,25 +72,27 @@ class Capture:
         self.copied = Copied()
         self.core_fd = -1
 
-    def hold(self, source_fd: int, proc: "str | None") -> None:
-        """Take the evidence, then the core from `source_fd`. An error is kept for the second half, and ends this one."""
+    def hold(self, source: "Source", proc: "str | None") -> None:
+        """Take the evidence, then the core. An error is kept for the second half, and ends this one."""
         try:
-            self._hold(source_fd, proc)
+            self._hold(source, proc)
         except (CoresnapError, OSError) as error:
             self.fail(error)
+            source.refuse()
         self.held_usec = (time.monotonic_ns() - self.started_nsec) // 1000
 
-    def _hold(self, source_fd: int, proc: "str | None") -> None:
-        self.evidence = Evidence(proc, self.settings.environ, source_fd)
+    def _hold(self, source: "Source", proc: "str | None") -> None:
+        self.evidence = Evidence(proc, self.settings.environ, source.fds())
         self.spool = Spool(self.settings.root)
         self.evidence.wait_for_victim(self.settings.evidence_budget_usec)
         if self.victim.pidfd is not None and _has_exited(self.victim.pidfd):
             self.evidence.forget_victim()
-        need_bytes = OVERHEAD_BYTES + self._core_bytes(source_fd)
+        need_bytes = OVERHEAD_BYTES + self._core_bytes(source.fd)
         self.reservation = Reservation(self.spool, self.settings.quota_percent, self.settings.ceiling_bytes, need_bytes)
         self.dump = self.spool.new()
         self.core_fd = durable.create(self.dump.fd, CORE, *self.settings.owner())
-        self.copied = copy(source_fd, self.core_fd, self.reservation, OVERHEAD_BYTES)
+        source.begin()
+        self.copied = copy(source.fd, self.core_fd, self.reservation, OVERHEAD_BYTES)
 
     def _core_bytes(self, source_fd: int) -> int:
         """Foresee what the core takes on the disk: what the process has in memory or swapped out, or the file's blocks."""
@@ -99,6 +107,8 @@ class Capture:
         self.error = error
         if isinstance(error, QuotaExceeded):
             self.reason = "quota"
+        elif isinstance(error, Withdrawn):
+            self.reason = WITHDRAWN
         elif isinstance(error, Refused):
             self.reason = "no-spool"
         elif isinstance(error, OSError):

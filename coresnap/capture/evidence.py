@@ -59,11 +59,11 @@ class Evidence:
 
     __slots__ = ("_buffer", "_fd", "_pid", "members", "read_whole", "victim_read")
 
-    def __init__(self, proc: "str | None", environ: "Sequence[str]", source_fd: int) -> None:
+    def __init__(self, proc: "str | None", environ: "Sequence[str]", held_fds: "Sequence[int]") -> None:
         """Start reading. `proc` is the directory of the process in /proc, None where it is not known.
 
         `environ` are the names of environment variables to keep; a trailing asterisk stands for any rest.
-        `source_fd` is what the child must not hold.
+        `held_fds` are what the child must not hold: the crashed process would be held with them.
         """
         self.members: dict[str, bytes] = {}
         self.victim_read = self.read_whole = False
@@ -71,7 +71,7 @@ class Evidence:
         self._fd, write_fd = os.pipe()
         self._pid = os.fork()
         if self._pid == 0:
-            _child(proc, environ, source_fd, self._fd, write_fd)
+            _child(proc, environ, (*held_fds, self._fd), write_fd)
         os.close(write_fd)
 
     def wait_for_victim(self, budget_usec: int) -> None:
@@ -126,11 +126,11 @@ class Evidence:
         del self._buffer[:at]
 
 
-def _child(proc: "str | None", environ: "Sequence[str]", source_fd: int, read_fd: int, write_fd: int) -> None:
+def _child(proc: "str | None", environ: "Sequence[str]", other_fds: "Sequence[int]", write_fd: int) -> None:
     """Be the child: send the members, then end without a word."""
     try:
-        os.close(read_fd)
-        os.close(source_fd)
+        for fd in other_fds:
+            os.close(fd)
         _widen(write_fd)
         left_bytes = _TOTAL_MAX_BYTES
         for name, data in _members(proc, environ):

@@ -11,7 +11,7 @@ import tarfile
 import time
 from dataclasses import dataclass
 
-from coresnap.capture.capture import CORE, Capture
+from coresnap.capture.capture import CORE, HELD, WITHDRAWN, Capture
 from coresnap.capture.victim import Victim
 from coresnap.ground import durable, elf
 from coresnap.ground.errors import BadInput, CoresnapError
@@ -61,7 +61,7 @@ def finish(capture: Capture) -> Outcome:
             capture.fail(error)
         else:
             capture.detail = f"the rename to pending may not survive a power cut: {error.strerror}"
-    on_record = _drop(capture) if capture.reason else False
+    on_record = bool(capture.reason) and _drop(capture)
     outcome = Outcome(
         uuid=capture.dump.uuid if capture.dump else "",
         kept=not capture.reason,
@@ -204,7 +204,7 @@ def _record(capture: Capture, dump: Dump, core: "dict[str, object]", assets: "di
         "failure": None,
         "history": [],
     }
-    held = capture.transport == "pipe"
+    held = capture.transport in HELD
     record.note(document, "captured", f"the process was held for {capture.held_usec / 1000:.1f} ms" if held else "")
     return document
 
@@ -219,7 +219,7 @@ def _drop(capture: Capture) -> bool:
     if capture.core_fd >= 0:
         os.close(capture.core_fd)  # its blocks are free before the ledger wants one
         capture.core_fd = -1
-    on_record = _put_on_record(capture, uuid)
+    on_record = capture.reason != WITHDRAWN and _put_on_record(capture, uuid)
     if capture.spool is not None and capture.dump is not None:
         try:
             capture.spool.remove(capture.dump)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from coresnap.capture.capture import Capture
 from coresnap.capture.finish import Outcome, finish
+from coresnap.capture.source import Source
 from coresnap.capture.victim import Victim
 from coresnap.cli import dumps, terminal, words
 from coresnap.cli.terminal import Progress
@@ -77,9 +78,10 @@ def _import(path: str, exe: str | None, archive_settings: ArchiveSettings) -> Ou
         victim = Victim()
         victim.time = int(status.st_mtime)
         victim.exe = os.path.abspath(exe) if exe else None
-        capture = Capture(archive_settings, victim, "import", time.monotonic_ns())
+        source = Source(fd, "import")
+        capture = Capture(archive_settings, victim, source.transport, time.monotonic_ns())
         with Progress(path, status.st_size, lambda: os.lseek(fd, 0, os.SEEK_CUR)):
-            capture.hold(fd, None)
+            capture.hold(source, None)
             return finish(capture)
     finally:
         os.close(fd)

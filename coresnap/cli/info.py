@@ -33,8 +33,11 @@ if TYPE_CHECKING:
 _RECEIPT_MAX_BYTES = 64 << 10
 _SNAPSHOT_MAX_BYTES = 16 << 20
 _MISSING_MOST = 6
+_HELD = ("pipe", "handover", "socket")
 _TRANSPORTS = {
     "pipe": "handed over by the kernel",
+    "handover": "handed over by the kernel, and by archive to the capture service",
+    "socket": "sent by the kernel through its coredump socket",
     "hand": "given to archive by hand",
     "import": "imported from a file",
     "salvage": "salvaged after its archive was killed",
@@ -70,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _crash(document: Record) -> list[tuple[str, str]]:
     victim, captured = document["victim"], document["captured"]
-    held = f", the process held for {human_duration(captured['held_usec'])}" if captured["transport"] == "pipe" else ""
+    held = f", the process held for {human_duration(captured['held_usec'])}" if captured["transport"] in _HELD else ""
     transport = _TRANSPORTS.get(captured["transport"], printable(captured["transport"]))
     return [
         ("Crashed", f"{words.when(captured['time_usec'])}, {words.ago(captured['time_usec'])}"),

@@ -15,6 +15,7 @@ DIRECTORY = os.path.join(os.path.dirname(_PACKAGE), "docs", "man")
 _PROGRAMS = {
     ("archive", 8): "archive",
     ("coresnapd", 8): "daemon",
+    ("coresnap-capture", 8): "capture_service",
     ("coresnap-snapshot", 1): "take_snapshot",
 }
 _COLUMNS = "78"

@@ -12,12 +12,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from coresnap.ground import flat
-from coresnap.ground.inotify import Watch
 from tests.support.site import REPOSITORY, Site
 
 
@@ -32,31 +30,16 @@ def _daemon(site: Site, *arguments: str) -> Iterator[subprocess.Popen[str]]:
             process.wait(30)
 
 
-@contextmanager
-def _arrivals(site: Site, stage: str) -> Iterator[Any]:
-    """Yield a function that waits until a stage holds a number of dumps."""
-    fd = os.open(site.root / stage, os.O_RDONLY)
-    with Watch(fd) as watch:
-
-        def wait(count: int) -> None:
-            while site.stages().count(stage) < count:
-                assert select.select([watch.fd], [], [], 60)[0], f"{site.stages()}"
-                watch.drain()
-
-        yield wait
-    os.close(fd)
-
-
 def test_coresnapd_takes_what_comes_and_survives_its_children(site: Site, real_core: Path) -> None:
-    with _arrivals(site, "committed") as wait, _daemon(site, "-f") as daemon:
+    with _daemon(site, "-f") as daemon:
         assert site.archive(real_core).returncode == 0
-        wait(1)
+        site.wait_for("committed", 1)
         owners = _children(daemon.pid)
         assert {"process.py", "send.py"} <= set(owners)
         for name in ("process.py", "send.py"):
             os.kill(owners[name], signal.SIGKILL)
         assert site.archive(real_core).returncode == 0
-        wait(2)
+        site.wait_for("committed", 2)
         daemon.send_signal(signal.SIGTERM)
         assert daemon.wait(30) == 0
         assert daemon.stderr is not None
@@ -80,9 +63,9 @@ def _children(pid: int) -> dict[str, int]:
 
 
 def test_coresnapd_refuses_wrong_settings_and_goes_on(site: Site, real_core: Path) -> None:
-    with _arrivals(site, "committed") as wait, _daemon(site) as daemon:
+    with _daemon(site) as daemon:
         assert site.archive(real_core).returncode == 0
-        wait(1)
+        site.wait_for("committed", 1)
         good = site.settings.read_text()
         site.settings.write_text(good + "dump.quoda = 3%\n")
         daemon.send_signal(signal.SIGHUP)
@@ -91,7 +74,7 @@ def test_coresnapd_refuses_wrong_settings_and_goes_on(site: Site, real_core: Pat
         assert "coresnap.conf:" in line
         assert "did you mean dump.quota?" in line
         assert site.archive(real_core).returncode == 0
-        wait(2)
+        site.wait_for("committed", 2)
 
 
 @pytest.mark.parametrize("mode", ["-f", "--once"])
@@ -120,9 +103,9 @@ def test_what_a_daemon_started_ends_with_it(tmp_path: Path, real_core: Path, mod
 
 
 def test_a_spool_has_one_coresnapd(site: Site, real_core: Path) -> None:
-    with _arrivals(site, "committed") as wait, _daemon(site):
+    with _daemon(site):
         assert site.archive(real_core).returncode == 0
-        wait(1)
+        site.wait_for("committed", 1)
         second = site.run("daemon", "--compiled", str(site.compiled))
         assert second.returncode == 75
         assert f"a coresnapd is at work on {site.root} already" in second.stderr

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import pwd
+import select
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from coresnap.ground import durable
+from coresnap.ground.inotify import Watch
 from coresnap.spool import ledger, record
 from coresnap.spool.stages import STAGES
 
@@ -75,6 +77,15 @@ class Site:
     def stages(self) -> list[str]:
         """Return the stages of all dumps."""
         return [stage for stage, _path in self.dumps()]
+
+    def wait_for(self, stage: str, count: int) -> None:
+        """Wait until a stage holds so many dumps."""
+        fd = os.open(self.root / stage, os.O_RDONLY)
+        with Watch(fd) as watch:
+            while self.stages().count(stage) < count:
+                assert select.select([watch.fd], [], [], 60)[0], self.stages()
+                watch.drain()
+        os.close(fd)
 
     def ledger(self) -> list[dict[str, Any]]:
         """Return the ledger's entries."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A guest with coresnap in it, and its kernel's cores going to archive."""
+"""Guests with coresnap in them, and their kernels' cores going to it."""
 
 from __future__ import annotations
 
@@ -10,19 +10,42 @@ import pytest
 from coresnap.capture.victim import CORE_PATTERN
 from tests.system.machine import Machine
 
+_PIPE = f"|/usr/local/lib/coresnap/archive {CORE_PATTERN}"
+_SOCKET = "@@/run/coresnap/kernel"
+
+
+def _prepare(machine: Machine, pattern: str) -> None:
+    """Install coresnap, and hand it the kernel's cores, also after a boot."""
+    machine.install()
+    machine.sh(
+        "useradd --system --no-create-home coresnap\n"
+        "mkdir -p /usr/local/etc/coresnap\n"
+        "echo 'dump.quota = 1%' > /usr/local/etc/coresnap/coresnap.conf\n"
+        "coresnapd --prepare\n"
+        "{ echo kernel.core_pipe_limit=64\n"
+        f"echo 'kernel.core_pattern={pattern}'; }} > /etc/sysctl.d/60-cores.conf\n"
+        "systemctl daemon-reload\n"
+    )
+
 
 @pytest.fixture(scope="module", params=["bookworm"])
 def guest(request: pytest.FixtureRequest) -> Iterator[Machine]:
-    """Boot a guest of the suite, install coresnap and hand it the kernel's cores."""
+    """Boot a guest of the suite in which the kernel starts archive, which captures by itself."""
     with Machine(request.param) as machine:
-        machine.install()
+        _prepare(machine, _PIPE)
+        machine.sh("/usr/lib/systemd/systemd-sysctl")
+        yield machine
+
+
+@pytest.fixture(scope="module", params=["bookworm", "forky"])
+def served(request: pytest.FixtureRequest) -> Iterator[tuple[Machine, str]]:
+    """Boot a guest in which the capture service gets the crashes; yield it, and over what it gets them."""
+    transport = "socket" if request.param == "forky" else "handover"
+    with Machine(request.param) as machine:
+        _prepare(machine, _SOCKET if transport == "socket" else _PIPE)
         machine.sh(
-            "useradd --system --no-create-home coresnap\n"
-            "mkdir -p /usr/local/etc/coresnap\n"
-            "echo 'dump.quota = 1%' > /usr/local/etc/coresnap/coresnap.conf\n"
-            "coresnapd --prepare\n"
-            "{ echo kernel.core_pipe_limit=64\n"
-            f"echo 'kernel.core_pattern=|/usr/local/lib/coresnap/archive {CORE_PATTERN}'; }} > /etc/sysctl.d/60-cores.conf\n"
+            "systemctl mask --now systemd-coredump.socket systemd-coredumpd.service systemd-coredump-register.service\n"
+            "systemctl start coresnap-archive.service\n"
             "/usr/lib/systemd/systemd-sysctl\n"
         )
-        yield machine
+        yield machine, transport

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The hand-over: archive, started by the kernel for one crash, gives it to the resident capture service and is gone.
+
+One packet over an AF_UNIX socket, SOCK_SEQPACKET: HEADER, CLOCK_MONOTONIC at archive's start in nanoseconds, and archive's
+arguments, each after a NUL byte; with it the descriptors of the core's pipe, of /proc/PID and, where the kernel gave one,
+of the process (a pidfd). The service answers TAKEN, one byte, just before it reads the core. Until then archive keeps its
+descriptors and may take the crash back, by shutting its end for reading: an answer arrives before that, or it fails.
+
+Imported while a crashed process is held.
+"""
+
+import os
+import sys
+
+from coresnap.capture.source import Source, Withdrawn
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import socket
+
+PATH = "/run/coresnap/handover"
+HEADER = b"coresnap-handover 1"
+TAKEN = b"+"
+LIMIT_BYTES = 4096
+FDS_MAX = 3
+
+
+def offer(path: str, started_nsec: int, arguments: "list[str]", fds: "list[int]", wait_msec: int) -> bool:
+    """Offer the crash to the service that listens at `path`; say whether it was taken. Raises nothing."""
+    import _socket  # what socket itself imports costs as much as the interpreter's start
+
+    message = b"\0".join([HEADER, str(started_nsec).encode(), *map(os.fsencode, arguments)])
+    if len(message) > LIMIT_BYTES:
+        return False
+    rights = b"".join(fd.to_bytes(4, sys.byteorder) for fd in fds)
+    try:
+        connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        connection.setblocking(False)  # a full queue is no place to wait in
+        connection.connect(path)
+        connection.sendmsg([message], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights)])
+        connection.settimeout(wait_msec / 1000)
+        try:
+            return connection.recv(1) == TAKEN
+        except TimeoutError:
+            connection.setblocking(False)
+            connection.shutdown(_socket.SHUT_RD)
+            return connection.recv(1) == TAKEN
+    except OSError:
+        return False
+    finally:
+        connection.close()
+
+
+def read(message: bytes) -> "tuple[int, list[str]] | None":
+    """Return archive's start and its arguments; None where the message is not of this protocol."""
+    header, _nul, rest = message.partition(b"\0")
+    started, *arguments = rest.split(b"\0")
+    if header != HEADER or not started.isdigit() or len(started) > 20:
+        return None
+    return int(started), [os.fsdecode(argument) for argument in arguments]
+
+
+class HandedOver(Source):
+    """A core that archive offers; it is ours from the answer on."""
+
+    def __init__(self, pipe_fd: int, connection: "socket.socket") -> None:
+        super().__init__(pipe_fd, "handover")
+        self._connection = connection
+
+    def fds(self) -> "tuple[int, ...]":
+        """Return the pipe and the connection."""
+        return (self.fd, self._connection.fileno())
+
+    def begin(self) -> None:
+        """Take the crash over. Raises Withdrawn where archive has taken it back, or has died."""
+        try:
+            self._connection.send(TAKEN)
+        except OSError as error:
+            raise Withdrawn("archive has taken the crash back") from error
+
+    def refuse(self) -> None:
+        """Take the crash over, so that archive does not try what is refused here a second time."""
+        try:
+            self._connection.send(TAKEN)
+        except OSError:
+            pass  # archive comes to the same end by itself

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The kernel's coredump socket: the server's side of a connection that a crashing process makes (Linux 6.17 and later).
+
+Where core_pattern is `@@/path`, the kernel connects for each crash, sends a request, and goes by the answer: the core
+follows on the same connection, or the process ends without one. Layouts: include/uapi/linux/coredump.h; of the process
+behind the connection, include/uapi/linux/pidfd.h.
+"""
+
+import fcntl
+import os
+import socket
+import struct
+import time
+
+from coresnap.capture.source import Source
+from coresnap.capture.victim import Victim
+from coresnap.ground.errors import BadInput
+
+_HEAD = struct.Struct("=IIQ")
+_MARK = struct.Struct("=I")
+_REQUEST_BYTES = (16, 4096)
+KERNEL, USERSPACE, REJECT, WAIT = 1, 2, 4, 8
+_MARKS = {1: "the answer is too short", 2: "it is too long", 3: "it is not supported", 4: "it contradicts itself"}
+
+_SO_PEERPIDFD = 77
+_PIDFD_GET_INFO = 0xC048FF0B
+_INFO = struct.Struct("=QQIII 8I iII")
+_INFO_CREDENTIALS, _INFO_COREDUMP, _INFO_SIGNAL = 2, 0x10, 0x40
+_COREDUMPED, _DUMPED_AS_USER = 1, 4
+
+
+class KernelSocket(Source):
+    """A connection of the kernel's. The process is held until it is closed."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        """Read the request. Raises BadInput, OSError."""
+        super().__init__(connection.fileno(), "socket")
+        self._connection = connection
+        size_bytes = int.from_bytes(connection.recv(4, socket.MSG_PEEK | socket.MSG_WAITALL), "little")
+        if not _REQUEST_BYTES[0] <= size_bytes < _REQUEST_BYTES[1]:
+            raise BadInput(f"the coredump socket's request claims {size_bytes} bytes")
+        request = connection.recv(size_bytes, socket.MSG_WAITALL)
+        if len(request) < size_bytes:
+            raise BadInput("the coredump socket's request is cut short")
+        _size_bytes, answer_bytes, can = _HEAD.unpack_from(request)
+        if answer_bytes < _HEAD.size or can & (KERNEL | WAIT) != KERNEL | WAIT:
+            raise BadInput(f"the coredump socket can {can:#x}, and takes answers of {answer_bytes} bytes")
+
+    def begin(self) -> None:
+        """Have the kernel send the core, and hold the process until the connection is closed."""
+        mark = self._answer(KERNEL | WAIT)
+        if mark != 0:
+            raise BadInput(f"the kernel will not send the core: {_MARKS.get(mark, mark)}")
+
+    def refuse(self) -> None:
+        """Have the kernel end the process without a core: not one byte moves."""
+        try:
+            self._answer(REJECT)
+        except (OSError, BadInput):
+            pass  # it has gone already
+
+    def _answer(self, mask: int) -> int:
+        self._connection.sendall(_HEAD.pack(_HEAD.size, 0, mask))
+        data = self._connection.recv(_MARK.size, socket.MSG_WAITALL)
+        if len(data) < _MARK.size:
+            raise BadInput("the kernel closed the coredump socket")
+        (mark,) = _MARK.unpack(data)
+        return int(mark)
+
+
+def victim_of(connection: socket.socket) -> Victim:
+    """Return what the kernel tells of the process that crashes. Raises BadInput where it does not crash, OSError."""
+    victim = Victim()
+    pidfd = connection.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD)
+    os.set_inheritable(pidfd, False)
+    buffer = bytearray(_INFO.size)
+    _INFO.pack_into(buffer, 0, _INFO_CREDENTIALS | _INFO_COREDUMP | _INFO_SIGNAL, *[0] * 15)
+    fcntl.ioctl(pidfd, _PIDFD_GET_INFO, buffer)
+    mask, _cgroup, _pid, tgid, _ppid, ruid, rgid, *_ids, _exit, dumped, number = _INFO.unpack(buffer)
+    if not (mask & _INFO_COREDUMP and dumped & _COREDUMPED):
+        raise BadInput(f"process {tgid} is at the coredump socket, and has not crashed")
+    victim.pid, victim.uid, victim.gid, victim.pidfd = tgid, ruid, rgid, pidfd
+    victim.dumpable = 1 if dumped & _DUMPED_AS_USER else 2
+    victim.time = int(time.time())
+    if mask & _INFO_SIGNAL:
+        victim.signal = number
+    return victim

@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What became of a crash, in one line of the log."""
+
+from __future__ import annotations
+
+from coresnap.capture.capture import WITHDRAWN, Capture
+from coresnap.capture.finish import Outcome
+from coresnap.ground.log import Log
+
+
+def tell(log: Log, capture: Capture, outcome: Outcome) -> None:
+    """Log what became of the crash; nothing where archive has taken it back, and will say so itself."""
+    if outcome.reason == WITHDRAWN:
+        return
+    victim = capture.victim
+    who = (
+        "an unknown process" if victim.pid is None else f"{victim.comm or victim.exe or 'a process'} (pid {victim.pid})"
+    )
+    held = f"held {outcome.held_usec / 1000:.0f} ms"
+    fields = {"CORESNAP_DUMP": outcome.uuid, "CORESNAP_STAGE": "pending" if outcome.kept else "none"}
+    if not outcome.kept:
+        record = "" if outcome.on_record else "; the ledger could not take it"
+        log.error(f"core of {who} not kept: {outcome.reason}: {outcome.detail}{record}", **fields)
+        return
+    truncated = f", truncated: {outcome.truncated}" if outcome.truncated else ""
+    size = f"{outcome.size_bytes} bytes, {held}{truncated}"
+    log.info(f"core of {who} archived in {capture.settings.root}/pending/{outcome.uuid} ({size})", **fields)
+    if outcome.detail:
+        log.warning(f"{outcome.uuid}: {outcome.detail}", **fields)

@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The capture service: what archive hands over is captured; what is taken back, refused or killed is not lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from coresnap.capture import handover
+from coresnap.spool import record
+from tests.crash import build, crash
+from tests.support.site import REPOSITORY, Site
+
+_WAIT_MSEC = 30_000
+#: Starts the service as a service manager does: with its sockets from descriptor 3 on, by name.
+_ACTIVATE = """
+import os, sys
+names, fds = sys.argv[1], [int(fd) for fd in sys.argv[2].split(",")]
+for at, fd in enumerate(fds):
+    os.dup2(fd, 20 + at)
+for at in range(len(fds)):
+    os.dup2(20 + at, 3 + at)
+os.environ.update(LISTEN_FDS=str(len(fds)), LISTEN_FDNAMES=names, LISTEN_PID=str(os.getpid()))
+os.execv(sys.argv[3], sys.argv[3:])
+"""
+
+
+@contextmanager
+def _service(site: Site, directory: Path, name: str = "handover") -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """Yield the running service and the path of its socket."""
+    path = str(directory / name)
+    kind = socket.SOCK_SEQPACKET if name == "handover" else socket.SOCK_STREAM
+    notify = str(directory / "notify")
+    with socket.socket(socket.AF_UNIX, kind) as listener, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(notify)
+        manager.settimeout(30)
+        listener.bind(path)
+        listener.listen(64)
+        argv = [sys.executable, "-c", _ACTIVATE, name, str(listener.fileno()), sys.executable]
+        argv += ["-m", "coresnap.capture_service", "--settings", str(site.compiled)]
+        with subprocess.Popen(
+            argv,
+            cwd=REPOSITORY,
+            env=os.environ | {"NOTIFY_SOCKET": notify},
+            pass_fds=[listener.fileno()],
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process:
+            try:
+                assert manager.recv(64) == b"READY=1"
+                yield process, path
+            finally:
+                process.terminate()
+                assert process.wait(30) == 0
+                assert process.stderr is not None
+                sys.stderr.write(process.stderr.read())
+
+
+def test_what_is_handed_over_is_captured(tmp_path: Path, site: Site) -> None:
+    with _service(site, tmp_path) as (_process, path), crash([build("crash"), "segv", "3"]) as crashed:
+        arguments = crashed.core_pattern()
+        proc_fd = os.open(f"/proc/{arguments[0]}", os.O_RDONLY | os.O_DIRECTORY)
+        with crashed.core.open("rb") as core:
+            assert handover.offer(path, time.monotonic_ns(), arguments, [core.fileno(), proc_fd], _WAIT_MSEC)
+        os.close(proc_fd)
+        site.wait_for("pending", 1)
+        ((_stage, dump),) = site.dumps()
+        document = record.parse((dump / "dump.json").read_bytes())
+        assert (dump / "core").read_bytes() == crashed.core.read_bytes()
+    assert document["captured"]["transport"] == "handover"
+    assert document["captured"]["held_usec"] > 0
+    assert str(document["victim"]["pid"]) == arguments[0]
+    assert document["assets"]["missing"] == []
+
+
+def test_a_crash_that_is_taken_back_is_neither_captured_twice_nor_recorded(
+    tmp_path: Path, site: Site, real_core: Path
+) -> None:
+    """The service is stuck; archive's patience ends, it takes the crash back, and the service finds out later."""
+    with _service(site, tmp_path) as (process, path), real_core.open("rb") as core:
+        proc_fd = os.open("/proc/self", os.O_RDONLY | os.O_DIRECTORY)
+        os.kill(process.pid, signal.SIGSTOP)
+        try:
+            assert not handover.offer(path, time.monotonic_ns(), [str(os.getpid())], [core.fileno(), proc_fd], 200)
+        finally:
+            os.kill(process.pid, signal.SIGCONT)
+        assert site.archive(core).returncode == 0, "not one byte of it has been read by the service"
+        os.close(proc_fd)
+    assert site.stages() == ["pending"]
+    assert site.ledger() == []
+
+
+def test_no_service_is_no_error(tmp_path: Path) -> None:
+    assert not handover.offer(str(tmp_path / "none"), 1, ["1"], [0], _WAIT_MSEC)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as full:
+        path = str(tmp_path / "full")
+        full.bind(path)
+        full.listen(0)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as first:
+            first.connect(path)
+            assert not handover.offer(path, 1, ["1"], [0], _WAIT_MSEC), "its queue is full, and nobody waits for that"
+
+
+def test_a_capture_that_is_killed_is_kept_as_far_as_it_came(tmp_path: Path, site: Site, real_core: Path) -> None:
+    core = real_core.read_bytes()
+    read_fd, write_fd = os.pipe()
+    proc_fd = os.open("/proc/self", os.O_RDONLY | os.O_DIRECTORY)
+    with _service(site, tmp_path) as (process, path):
+        offered = threading.Thread(
+            target=handover.offer, args=(path, time.monotonic_ns(), [], [read_fd, proc_fd], _WAIT_MSEC)
+        )
+        offered.start()
+        offered.join()
+        os.close(read_fd)
+        for at in range(0, len(core) - 8192, 8192):
+            os.write(write_fd, core[at : at + 8192])
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        (child,) = [
+            int(pid) for pid in children.read_text().split() if "Z" not in Path(f"/proc/{pid}/stat").read_text()
+        ]
+        os.kill(child, signal.SIGKILL)
+    os.close(write_fd)
+    os.close(proc_fd)
+    if site.stages():  # its notes had reached the file
+        ((stage, dump),) = site.dumps()
+        assert stage == "pending"
+        assert record.parse((dump / "dump.json").read_bytes())["core"]["truncated"]["reason"] == "interrupted"
+    else:
+        assert [entry["reason"] for entry in site.ledger()] == ["interrupted"]
+
+
+def test_a_process_that_has_not_crashed_is_refused_at_the_kernels_socket(tmp_path: Path, site: Site) -> None:
+    with _service(site, tmp_path, "kernel") as (_process, path), socket.socket(socket.AF_UNIX) as client:
+        client.connect(path)
+        client.sendall(struct.pack("=IIQ", 16, 16, 15))
+        client.settimeout(30)
+        with pytest.raises(ConnectionResetError):
+            client.recv(16)
+    assert site.stages() == []
+    assert site.ledger() == []
+
+
+def test_without_sockets_it_says_so(site: Site) -> None:
+    done = site.run("capture_service", settings=False)
+    assert done.returncode == 69
+    assert "coresnap-archive.socket" in done.stderr
+
+
+@pytest.mark.parametrize("message", [b"", b"x", b"coresnap-handover 1", b"coresnap-handover 1\0x\0", b"\0" * 4096])
+def test_what_is_no_handover_is_refused(tmp_path: Path, site: Site, message: bytes) -> None:
+    with (
+        _service(site, tmp_path) as (_process, path),
+        socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as client,
+    ):
+        client.connect(path)
+        client.send(message)
+        client.settimeout(30)
+        assert client.recv(1) == b""
+    assert json.dumps(site.ledger()) == "[]"
