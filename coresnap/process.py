@@ -35,9 +35,9 @@ from coresnap.ground.program import argv_of
 from coresnap.ground.settings import Settings
 from coresnap.ground.text import human_duration
 from coresnap.spool import stage_program, stages
-from coresnap.spool.owner import Verdict
 from coresnap.spool.record import Record
 from coresnap.spool.stages import Dump
+from coresnap.spool.trade import Verdict
 
 SNAPSHOT = "snapshot"
 _CORE, _ASSETS = "core", "assets.tar"

@@ -34,9 +34,9 @@ from coresnap.ground import durable
 from coresnap.ground.program import argv_of
 from coresnap.ground.settings import Settings
 from coresnap.spool import stage_program, stages
-from coresnap.spool.owner import Verdict
 from coresnap.spool.record import Record
 from coresnap.spool.stages import Dump
+from coresnap.spool.trade import Verdict
 from coresnap.store import Receipt
 
 SNAPSHOT, RECEIPT, _ASSETS = "snapshot", "receipt.json", "assets.tar"

@@ -17,8 +17,11 @@ import sys
 if __name__ == "__main__":
     sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
 
+import shutil
 import socket
+import tempfile
 import time
+from contextlib import ExitStack
 from typing import Any
 
 from coresnap.ground import program, runner, wire
@@ -179,6 +182,25 @@ def _delivery(request: dict[str, Any], files: dict[str, int]) -> Delivery:
 
 def _run_command(request: dict[str, Any], files: dict[str, int]) -> Receipt:
     """Run send.command; its exit status 0 is the only acknowledgement that there is."""
+    with ExitStack() as copies:
+        ours = {name: _that_opens(fd, copies) for name, fd in files.items()}
+        return _run_command_on(request, ours)
+
+
+def _that_opens(fd: int, copies: ExitStack) -> int:
+    """Return a descriptor of the same bytes that its path under /proc opens again: a copy, where the file is another user's."""
+    try:
+        os.close(os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC))
+    except PermissionError:
+        copy = copies.enter_context(tempfile.TemporaryFile())
+        with open(os.dup(fd), "rb") as file:
+            shutil.copyfileobj(file, copy, 1 << 20)
+        copy.flush()
+        return copy.fileno()
+    return fd
+
+
+def _run_command_on(request: dict[str, Any], files: dict[str, int]) -> Receipt:
     paths = {name: f"/proc/self/fd/{fd}" for name, fd in files.items()}
     values = {
         "S": paths["snapshot"],

@@ -11,89 +11,41 @@ from __future__ import annotations
 import heapq
 import os
 import select
-import socket
 import time
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any
 
-from coresnap.ground import inotify, runner, wire
+from coresnap.ground import inotify, notify, wire
 from coresnap.ground.errors import BadInput, CoresnapError
 from coresnap.ground.program import Signals
 from coresnap.spool import record, stages
 from coresnap.spool.record import Record
 from coresnap.spool.stages import Dump, Spool
+from coresnap.spool.trade import Tell, Trade, Verdict
+from coresnap.spool.worker import Worker, connect, spawn
 
 _BUSY_USEC = (5_000, 5_000_000)
 _RESCAN_USEC = 60_000_000
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What the work on a dump has come to.
-
-    done: it goes on to the next stage. later: it is tried again, after `retry_usec` or the owner's back-off. parked:
-    the whole stage waits for `retry_usec`; this dump is not to blame. failed: it is given up on.
-    """
-
-    status: Literal["done", "later", "parked", "failed"]
-    detail: str = ""
-    retry_usec: int | None = None
-
-
-class Trade(Protocol):
-    """What a stage's owner has to know of the stage's work."""
-
-    name: str  #: process or send: the key of the record's attempts
-    stage: str
-    next_stage: str
-    reuse: bool  #: one worker may be given one dump after the other
-    first_retry_usec: int
-    last_retry_usec: int
-    worker: list[str]  #: argv of the worker program
-    workers: int  #: how many dumps are worked on at once
-    limit_usec: int  #: after which a worker that has not answered is killed
-    attempts: int  #: after how many a dump is given up on; 0 for never
-    owner: tuple[int, int, int]  #: mode, uid and gid of what is written into a dump
-
-    def request(self, dump: Dump, document: Record, /) -> tuple[dict[str, Any], list[int]] | Verdict | None:
-        """Return the worker's message and descriptors, which the owner closes.
-
-        None where the work is done already, a Verdict where it cannot be done.
-        """
-
-    def conclude(self, dump: Dump, document: Record, answer: dict[str, Any] | None, /) -> Verdict:
-        """Judge the answer (None: the worker died), and put its result into the dump and its record, durably."""
-
-
-#: How an owner tells of an event: the dump's UUID, its record where there is one, the verdict, the stage it is in now.
-Tell = Callable[[str, Record | None, Verdict, str], None]
-
-
-@dataclass
-class _Worker:
-    child: runner.Child
-    socket: socket.socket
-    dump: Dump | None = None
-    document: Record = field(default_factory=dict)
-    deadline_usec: int = 0
-    started_usec: int = 0
+_NO_WORKER_USEC = 5_000_000
 
 
 class Owner:
     """A stage's owner at work. `run` is its whole life."""
 
-    def __init__(self, spool: Spool, trade: Trade, tell: Tell) -> None:
+    def __init__(self, spool: Spool, trade: Trade, tell: Tell, worker_socket: str | None = None) -> None:
+        """`worker_socket` is where a supervisor starts a worker for each connection; else they are children of this one."""
         self.spool = spool
         self.trade = trade
         self.tell = tell
+        self.worker_socket = worker_socket
         self.due: deque[str] = deque()
         self.later: list[tuple[int, str]] = []
         self.known: set[str] = set()
         self.busy: dict[str, int] = {}
-        self.workers: list[_Worker] = []
+        self.workers: list[Worker] = []
         self.parked_until_usec = 0
+        self.said: Verdict | None = None
+        self.shown = ""
 
     def run(self, caught: Signals, *, once: bool, linger_usec: int | None = None) -> None:
         """Work until a signal asks to stop; with `once` until nothing is due; with `linger_usec` until idle for that long."""
@@ -106,13 +58,14 @@ class Owner:
             try:
                 while True:
                     self._start_due()
-                    if not once:
+                    if not once and self.worker_socket is None:
                         self._keep_one_ready()
                     busy = [worker for worker in self.workers if worker.dump is not None]
                     if busy or self.known:
                         idle_since_usec = _now_usec()
                     if once and not busy:
                         return
+                    self._show(len(busy))
                     wait_usec = self._wait_usec(idle_since_usec, linger_usec)
                     if wait_usec < 0:
                         return
@@ -130,7 +83,7 @@ class Owner:
                 for worker in list(self.workers):
                     self._end_worker(worker)
 
-    def _look_at(self, worker: _Worker, ready: set[int]) -> None:
+    def _look_at(self, worker: Worker, ready: set[int]) -> None:
         """Take a worker's answer, or act on its death or its delay."""
         answered = worker.socket.fileno() in ready
         if worker.dump is None:
@@ -170,6 +123,16 @@ class Owner:
             moments.append(end_usec)
         return max(0, min(moments) - now_usec)
 
+    def _show(self, busy: int) -> None:
+        """Have the service manager show what is at work, and what waits until when."""
+        line = f"{busy} at work, {len(self.known)} waiting"
+        moments = [self.parked_until_usec] if self.parked_until_usec > _now_usec() else []
+        moments += [self.later[0][0]] if self.later and not moments else []
+        line += "".join(f", next try at {_clock(moment)}" for moment in moments)
+        if line != self.shown:
+            notify.status(line)
+        self.shown = line
+
     def _scan(self) -> None:
         """Look what has come into the stage since the last look."""
         there = set(self.spool.uuids(self.trade.stage))
@@ -182,12 +145,17 @@ class Owner:
         while self.later and self.later[0][0] <= now_usec:
             self.due.append(heapq.heappop(self.later)[1])
         while self.due and now_usec >= self.parked_until_usec:
-            worker = self._free_worker()
+            try:
+                worker = self._free_worker()
+            except OSError as error:
+                self._park_without_worker(error)
+                return
             if worker is None:
                 return
+            self.said = None
             self._start(worker, self.due.popleft())
 
-    def _free_worker(self) -> _Worker | None:
+    def _free_worker(self) -> Worker | None:
         for worker in self.workers:
             if worker.dump is None:
                 return worker
@@ -195,20 +163,29 @@ class Owner:
             return None
         return self._new_worker()
 
-    def _new_worker(self) -> _Worker:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
-            worker = _Worker(runner.spawn(self.trade.worker, stdin=theirs.fileno()), ours)
-        self.workers.append(worker)
-        return worker
+    def _new_worker(self) -> Worker:
+        """Have a worker started. Raises OSError where none can be had now."""
+        path = self.worker_socket
+        new = spawn(self.trade.worker) if path is None else connect(path)
+        self.workers.append(new)
+        return new
 
-    def _end_worker(self, worker: _Worker) -> None:
-        worker.socket.close()
-        worker.child.end()
+    def _park_without_worker(self, error: OSError) -> None:
+        """Wait for workers to be had again; no dump is to blame."""
+        self.parked_until_usec = _now_usec() + _NO_WORKER_USEC
+        verdict = Verdict(
+            "parked", f"no worker: {self.worker_socket or self.trade.worker[0]}: {error.strerror or error}"
+        )
+        if verdict != self.said:
+            self.tell(self.due[0], None, verdict, self.trade.stage)
+        self.said = verdict
+
+    def _end_worker(self, worker: Worker) -> None:
+        worker.end()
         if worker in self.workers:
             self.workers.remove(worker)
 
-    def _start(self, worker: _Worker, uuid: str) -> None:
+    def _start(self, worker: Worker, uuid: str) -> None:
         """Hand the dump to the worker, if it is there, ours and due."""
         try:
             dump = self.spool.take(self.trade.stage, uuid)
@@ -266,7 +243,7 @@ class Owner:
             self.busy.pop(uuid, None)
             self.known.discard(uuid)
 
-    def _take_answer(self, worker: _Worker) -> None:
+    def _take_answer(self, worker: Worker) -> None:
         try:
             received = wire.receive(worker.socket, max_fds=0)
         except (BadInput, OSError):
@@ -275,7 +252,7 @@ class Owner:
             self._end_worker(worker)
         self._conclude(worker, None if received is None else received[0])
 
-    def _conclude(self, worker: _Worker, answer: dict[str, Any] | None) -> None:
+    def _conclude(self, worker: Worker, answer: dict[str, Any] | None) -> None:
         """Act on what the work has come to."""
         dump, document = worker.dump, worker.document
         worker.dump, worker.document = None, {}
@@ -324,6 +301,11 @@ class Owner:
 
 def _now_usec() -> int:
     return time.monotonic_ns() // 1000
+
+
+def _clock(moment_usec: int) -> str:
+    """Return a moment of the monotonic clock as a time of the day."""
+    return time.strftime("%H:%M:%S", time.localtime(time.time() + (moment_usec - _now_usec()) / 1e6))
 
 
 def _until_usec(document: Record, most_usec: int) -> int:

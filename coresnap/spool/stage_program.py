@@ -9,9 +9,10 @@ from dataclasses import replace
 
 from coresnap.ground import notify, program, settings
 from coresnap.ground.log import Log
-from coresnap.spool.owner import Owner, Tell, Trade, Verdict
+from coresnap.spool.owner import Owner
 from coresnap.spool.record import Record
 from coresnap.spool.stages import Spool
+from coresnap.spool.trade import Tell, Trade, Verdict
 
 
 def main(name: str, manual: str, trade: Callable[[settings.Settings], Trade], arguments: list[str] | None) -> int:
@@ -24,6 +25,9 @@ def main(name: str, manual: str, trade: Callable[[settings.Settings], Trade], ar
     mode.add_argument("--once", action="store_true", help="end when nothing is due")
     mode.add_argument(
         "--linger", metavar="SECONDS", type=float, help="end when there has been nothing to do for so long"
+    )
+    parser.add_argument(
+        "--worker-socket", metavar="PATH", help="connect here for a worker, in place of starting it as a child"
     )
     parser.add_argument("--output", choices=("log", "inherit", "discard"), help="override command.output")
     options = parser.parse_args(arguments)
@@ -39,7 +43,7 @@ def _run(
     if options.output:
         loaded = replace(loaded, command_output=options.output)
     with Spool(loaded.dump_root) as spool, program.signals() as caught:
-        owner = Owner(spool, trade(loaded), _teller(log))
+        owner = Owner(spool, trade(loaded), _teller(log), options.worker_socket)
         notify.ready()
         owner.run(caught, once=options.once, linger_usec=linger_usec)
         notify.stopping()

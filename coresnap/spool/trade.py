@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a stage's owner is told of the stage's work, and what it tells of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from coresnap.spool.record import Record
+from coresnap.spool.stages import Dump
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the work on a dump has come to.
+
+    done: it goes on to the next stage. later: it is tried again, after `retry_usec` or the owner's back-off. parked:
+    the whole stage waits for `retry_usec`; this dump is not to blame. failed: it is given up on.
+    """
+
+    status: Literal["done", "later", "parked", "failed"]
+    detail: str = ""
+    retry_usec: int | None = None
+
+
+class Trade(Protocol):
+    """What a stage's owner has to know of the stage's work."""
+
+    name: str  #: process or send: the key of the record's attempts
+    stage: str
+    next_stage: str
+    reuse: bool  #: one worker may be given one dump after the other
+    first_retry_usec: int
+    last_retry_usec: int
+    worker: list[str]  #: argv of the worker program
+    workers: int  #: how many dumps are worked on at once
+    limit_usec: int  #: after which a worker that has not answered is killed
+    attempts: int  #: after how many a dump is given up on; 0 for never
+    owner: tuple[int, int, int]  #: mode, uid and gid of what is written into a dump
+
+    def request(self, dump: Dump, document: Record, /) -> tuple[dict[str, Any], list[int]] | Verdict | None:
+        """Return the worker's message and descriptors, which the owner closes.
+
+        None where the work is done already, a Verdict where it cannot be done.
+        """
+
+    def conclude(self, dump: Dump, document: Record, answer: dict[str, Any] | None, /) -> Verdict:
+        """Judge the answer (None: the worker died), and put its result into the dump and its record, durably."""
+
+
+#: How an owner tells of an event: the dump's UUID, its record where there is one, the verdict, the stage it is in now.
+Tell = Callable[[str, Record | None, Verdict, str], None]
