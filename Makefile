@@ -44,7 +44,7 @@ lint: $(VENV)/stamp
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/mypy
-	shellcheck tools/need tools/copy-package .ci/run
+	shellcheck tools/need tools/copy-package tools/after-install .ci/run
 
 test-system:
 	@tools/need $(SYSTEM_NEEDS)
@@ -67,23 +67,30 @@ $(VENV)/stamp: pyproject.toml
 	touch $@
 
 # No build tool is asked for: a program is a file of the package, and finds the package where it lies.
-LIBDIR := $(DESTDIR)$(PREFIX)/lib/coresnap
+PROGRAMS := process process_worker send send_worker purge
+ROOT := $(DESTDIR)$(PREFIX)
+LIBDIR := $(ROOT)/lib/coresnap
 install:
-	install -d $(LIBDIR) $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/sbin \
-	    $(DESTDIR)$(PREFIX)/share/man/man1 $(DESTDIR)$(PREFIX)/share/man/man5 $(DESTDIR)$(PREFIX)/share/man/man8 \
-	    $(DESTDIR)$(PREFIX)/share/doc/coresnap
+	install -d $(LIBDIR) $(ROOT)/bin $(ROOT)/sbin $(ROOT)/share/man/man1 $(ROOT)/share/man/man5 $(ROOT)/share/man/man8 \
+	    $(ROOT)/share/doc/coresnap
 	tools/copy-package coresnap $(LIBDIR)/python/coresnap
 	ln -sf python/coresnap/archive.py $(LIBDIR)/archive
 	ln -sf python/coresnap/capture_service.py $(LIBDIR)/capture
-	for unit in units/*; do sed 's|@PREFIX@|$(PREFIX)|g' "$$unit" \
+	for program in $(PROGRAMS); do \
+	    ln -sf python/coresnap/$$program.py $(LIBDIR)/$$(echo $$program | tr _ -); done
+	ln -sf ../lib/coresnap/python/coresnap/cli/__main__.py $(ROOT)/bin/coresnap
+	ln -sf ../lib/coresnap/python/coresnap/take_snapshot.py $(ROOT)/bin/coresnap-snapshot
+	ln -sf ../lib/coresnap/python/coresnap/daemon.py $(ROOT)/sbin/coresnapd
+	install -m 644 docs/man/*.1 $(ROOT)/share/man/man1
+	install -m 644 docs/man/*.5 $(ROOT)/share/man/man5
+	install -m 644 docs/man/*.8 $(ROOT)/share/man/man8
+	install -m 644 README.md NEWS.md LICENSE coresnap/ground/settings/coresnap.conf $(ROOT)/share/doc/coresnap
+	for unit in units/coresnap*; do sed 's|@PREFIX@|$(PREFIX)|g' "$$unit" \
 	    | install -D -m 644 /dev/stdin $(DESTDIR)$(UNITDIR)/$${unit#units/}; done
-	ln -sf ../lib/coresnap/python/coresnap/cli/__main__.py $(DESTDIR)$(PREFIX)/bin/coresnap
-	ln -sf ../lib/coresnap/python/coresnap/take_snapshot.py $(DESTDIR)$(PREFIX)/bin/coresnap-snapshot
-	ln -sf ../lib/coresnap/python/coresnap/daemon.py $(DESTDIR)$(PREFIX)/sbin/coresnapd
-	install -m 644 docs/man/*.1 $(DESTDIR)$(PREFIX)/share/man/man1
-	install -m 644 docs/man/*.5 $(DESTDIR)$(PREFIX)/share/man/man5
-	install -m 644 docs/man/*.8 $(DESTDIR)$(PREFIX)/share/man/man8
-	install -m 644 README.md NEWS.md LICENSE coresnap/ground/settings/coresnap.conf $(DESTDIR)$(PREFIX)/share/doc/coresnap
+	install -D -m 644 units/90-coresnap.preset $(ROOT)/lib/systemd/system-preset/90-coresnap.preset
+	install -D -m 644 sysusers.d/coresnap.conf $(ROOT)/lib/sysusers.d/coresnap.conf
+	install -D -m 644 tmpfiles.d/coresnap.conf $(ROOT)/lib/tmpfiles.d/coresnap.conf
+	[ -n "$(DESTDIR)" ] || tools/after-install $(PREFIX)
 
 clean:
 	rm -rf build

@@ -52,6 +52,7 @@ from coresnap.ground import flat, notify, program
 from coresnap.ground.errors import BadInput, CoresnapError, Refused
 from coresnap.ground.listen import listen_fds
 from coresnap.ground.log import Log
+from coresnap.host.transport import is_probe
 from coresnap.spool import ledger
 from coresnap.spool.stages import Spool
 
@@ -151,6 +152,10 @@ class Service:
         source: Source
         if name == "kernel":
             victim, source, proc = _from_kernel(connection)
+            if is_probe(victim.pid):
+                source.acknowledge()
+                connection.close()
+                return
         else:
             victim, source, proc, started_nsec = _from_archive(connection)
         capture = Capture(settings, victim, source.transport, started_nsec)
@@ -164,7 +169,7 @@ class Service:
         tell(self.log, capture, outcome)
 
 
-def _from_kernel(connection: socket.socket) -> tuple[Victim, Source, str]:
+def _from_kernel(connection: socket.socket) -> tuple[Victim, KernelSocket, str]:
     victim = victim_of(connection)
     return victim, KernelSocket(connection), f"/proc/{victim.pid}"
 

@@ -3,7 +3,8 @@
 """coresnapd - keep coresnap's stages at work
 
 SYNOPSIS
-    coresnapd [--settings FILE] [-f | --once | --prepare]
+    coresnapd [--settings FILE] [-f]
+              [--once | --units | --release | --fallback | --check | --prepare]
 
 DESCRIPTION
     Ends the captures whose archive was killed, and supervises the stage processor and the sender as child processes. A
@@ -11,8 +12,12 @@ DESCRIPTION
 
     -f               foreground: the output of defaults.command and snapshot.command is shown here
     --once           process and send what is due, then end: for cron; ends at once where a coresnapd is at work
+    --units          own core_pattern, as coresnapd.service does: units do the stages' work
+    --release        give core_pattern back to whoever had it, unless systemd is about to start coresnapd again, and end
+    --fallback       have archive get the cores in place of the capture service, if that had them, and end
+    --check          see whether the settings are right, and end
     --prepare        make the spool, try a rename through all stages, write archive's settings, and end
-    --settings FILE  read this configuration file, and no other; archive's settings are not written then
+    --settings FILE  read this configuration file, and no other; without --units archive's settings are not written then
     --compiled FILE  write archive's settings to this file
 
 SIGNALS
@@ -31,22 +36,25 @@ if __name__ == "__main__":
 
 import fcntl
 import select
-import time
-from dataclasses import dataclass
+from contextlib import ExitStack
 
 from coresnap.capture.finish import sweep
+from coresnap.capture.victim import CORE_PATTERN
 from coresnap.ground import flat, notify, program, runner, settings
 from coresnap.ground.errors import CoresnapError, Refused, TryLater
 from coresnap.ground.log import Log
 from coresnap.ground.settings import Settings
+from coresnap.ground.supervise import Supervised, Supervisor, now_usec
 from coresnap.ground.text import printable
+from coresnap.host import claim
+from coresnap.host.claim import Claim
+from coresnap.host.pattern import Host
+from coresnap.host.units import STAGES
 from coresnap.spool import ledger, stages
 from coresnap.spool.stages import Spool
 
-_SWEEP_USEC = 60_000_000
+_LOOK_USEC = 60_000_000
 _PURGE_USEC = 3_600_000_000
-_RESTART_USEC = (1_000_000, 60_000_000)
-_STEADY_USEC = 60_000_000
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -56,9 +64,13 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--settings", metavar="FILE", help="read this configuration file, and no other")
     parser.add_argument("--compiled", metavar="FILE", help="write archive's settings here")
+    parser.add_argument("-f", "--foreground", action="store_true", help="show the commands' output here")
     mode = parser.add_mutually_exclusive_group()
-    mode.add_argument("-f", "--foreground", action="store_true", help="show the commands' output here")
+    mode.add_argument("--check", action="store_true", help="see whether the settings are right, then end")
     mode.add_argument("--once", action="store_true", help="process and send what is due, then end")
+    mode.add_argument("--units", action="store_true", help="own core_pattern; units do the stages' work")
+    mode.add_argument("--release", action="store_true", help="give core_pattern back, then end")
+    mode.add_argument("--fallback", action="store_true", help="have archive get the cores, then end")
     mode.add_argument("--prepare", action="store_true", help="make the spool and archive's settings, then end")
     options = parser.parse_args(arguments)
     log = Log.open()
@@ -66,9 +78,20 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace, log: Log) -> int:
+    if options.release:
+        if not claim.is_restarting():
+            claim.release(Host(), log)
+        return 0
+    if options.fallback:
+        claim.fall_back(Host(), CORE_PATTERN, log)
+        return 0
+    if options.check:
+        settings.load(options.settings)
+        return 0
     loaded = read_settings(options, log)
-    if options.prepare:
+    if options.prepare or options.units:
         prepare(loaded)
+    if options.prepare:
         return 0
     with Spool(loaded.dump_root) as spool, program.signals() as caught:
         if not _alone(spool):
@@ -76,7 +99,8 @@ def _run(options: argparse.Namespace, log: Log) -> int:
                 return 0
             raise TryLater(f"a coresnapd is at work on {spool.path} already", hint="`coresnap status` shows the stages")
         stages.probe(spool)
-        _sweep(spool, loaded, log)
+        if not options.units:
+            _sweep(spool, loaded, log)
         for name in spool.foreign():
             log.warning(f"{spool.path}/{printable(name)} is no dump, ignoring")
         if options.once:
@@ -92,7 +116,7 @@ def read_settings(options: argparse.Namespace, log: Log) -> Settings:
     loaded = settings.load(options.settings)
     for warning in loaded.warnings:
         log.warning(warning)
-    compiled = options.compiled or (None if options.settings else flat.PATH)
+    compiled = options.compiled or (None if options.settings and not options.units else flat.PATH)
     if compiled:
         try:
             settings.write_compiled(loaded, compiled)
@@ -162,97 +186,73 @@ def _argv(name: str, options: argparse.Namespace) -> list[str]:
     return argv
 
 
-@dataclass
-class _Supervised:
-    """A child that is kept running, or run now and then (`every_usec`)."""
-
-    name: str
-    every_usec: int = 0
-    child: runner.Child | None = None
-    next_usec: int = 0
-    started_usec: int = 0
-    failures: int = 0
-
-
 class Daemon:
-    """coresnapd at work."""
+    """coresnapd at work: with a claim it owns core_pattern, and units do the stages' work; without, its children do."""
 
     def __init__(self, options: argparse.Namespace, spool: Spool, log: Log, loaded: Settings) -> None:
         self.loaded = loaded
         self.options = options
         self.spool = spool
         self.log = log
-        self.children = [_Supervised("process"), _Supervised("send"), _Supervised("purge", every_usec=_PURGE_USEC)]
-        self.sweep_usec = _now_usec() + _SWEEP_USEC
+        self.claim = Claim(Host(), CORE_PATTERN, log) if options.units else None
+        kept = [] if options.units else [Supervised("process"), Supervised("send"), Supervised("purge", _PURGE_USEC)]
+        self.children = Supervisor(kept, lambda name: _argv(name, options), log.error)
+        self.look_usec = now_usec() + _LOOK_USEC
 
     def run(self, caught: program.Signals) -> None:
-        """Supervise until asked to stop."""
-        poll = select.poll()
-        poll.register(caught.fd, select.POLLIN)
-        notify.ready()
-        try:
+        """Work until asked to stop."""
+        with ExitStack() as stack:
+            poll = select.poll()
+            poll.register(caught.fd, select.POLLIN)
+            if self.claim:
+                self.claim.begin(self.loaded)
+                watch = stack.enter_context(self.claim.watch())
+                poll.register(watch.fd, select.POLLIN)
+            stack.callback(self.children.end)
+            stack.callback(notify.stopping)
+            notify.ready()
             while not caught.stop:
-                self._start_due()
-                notify.status(_totals(self.spool))
-                wake_usec = min([self.sweep_usec, *(child.next_usec for child in self.children if not child.child)])
-                if poll.poll(max(0, wake_usec - _now_usec()) // 1000 + 1):
+                self.children.start_due()
+                notify.status("; ".join([*([self.claim.standing()] if self.claim else []), _totals(self.spool)]))
+                notify.watchdog()
+                wake_usec = min([self.look_usec, *self.children.wake_usec()])
+                ready = {fd for fd, _events in poll.poll(max(0, wake_usec - now_usec()) // 1000 + 1)}
+                if caught.fd in ready:
                     caught.drain()
-                self._reap()
+                self.children.reap()
                 if caught.reload:
                     caught.reload = False
                     self._reload()
-                if _now_usec() >= self.sweep_usec:
-                    _sweep(self.spool, self.loaded, self.log)
-                    self.sweep_usec = _now_usec() + _SWEEP_USEC
-        finally:
-            notify.stopping()
-            self._end()
+                if self.claim and ready - {caught.fd}:
+                    watch.drain()
+                    self.claim.check()
+                if now_usec() >= self.look_usec:
+                    self._look()
 
-    def _start_due(self) -> None:
-        for supervised in self.children:
-            if supervised.child is None and _now_usec() >= supervised.next_usec:
-                supervised.child = runner.spawn(_argv(supervised.name, self.options))
-                supervised.started_usec = _now_usec()
-
-    def _reap(self) -> None:
-        """Take note of children that have ended, and when each is to run again."""
-        for supervised in self.children:
-            status = supervised.child.poll() if supervised.child else None
-            if status is None:
-                continue
-            supervised.child = None
-            if supervised.every_usec and status == 0:
-                supervised.next_usec = _now_usec() + supervised.every_usec
-                continue
-            steady = _now_usec() - supervised.started_usec > _STEADY_USEC
-            supervised.failures = 1 if steady else supervised.failures + 1
-            wait_usec = min(_RESTART_USEC[0] << min(supervised.failures - 1, 20), _RESTART_USEC[1])
-            supervised.next_usec = _now_usec() + wait_usec
-            self.log.error(
-                f"{supervised.name} ended with status {status}; starting it again in {wait_usec // 1_000_000} s"
-            )
+    def _look(self) -> None:
+        """See to what nothing tells of."""
+        self.look_usec = now_usec() + _LOOK_USEC
+        if self.claim:
+            self.claim.check()  # the capture service sweeps
+        else:
+            _sweep(self.spool, self.loaded, self.log)
 
     def _reload(self) -> None:
         notify.reloading()
         try:
-            self.loaded = read_settings(self.options, self.log)
+            if settings.load(self.options.settings).dump_root != self.loaded.dump_root:
+                raise Refused("dump.root has changed", hint="`systemctl restart coresnapd`, or start it again by hand")
+            loaded = read_settings(self.options, self.log)
+            if self.claim:
+                self.claim.fit(loaded)
+                self.claim.restart(STAGES)
+            self.loaded = loaded
         except CoresnapError as error:
             self.log.error(f"reload refused, the old settings go on: {error.line()}")
         else:
-            self._end()
+            self.children.end()
             self.log.info("settings read again")
         notify.ready()
-
-    def _end(self) -> None:
-        for supervised in self.children:
-            if supervised.child:
-                supervised.child.end()
-                supervised.child = None
-                supervised.next_usec = 0
-
-
-def _now_usec() -> int:
-    return time.monotonic_ns() // 1000
 
 
 if __name__ == "__main__":

@@ -35,6 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--settings", metavar="FILE", help="read this configuration file, and no other")
     parser.add_argument("--dry-run", action="store_true", help="say what would go, and leave it")
+    parser.add_argument("-f", action="store_true", help=argparse.SUPPRESS)  # of $CORESNAPD_OPTS, and nothing to purge
     options = parser.parse_args(arguments)
     log = Log.open()
     return program.run("coresnap-purge", lambda: _purge(options, log), log.error)

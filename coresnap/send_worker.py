@@ -192,8 +192,9 @@ def _that_opens(fd: int, copies: ExitStack) -> int:
     try:
         os.close(os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC))
     except PermissionError:
-        copy = copies.enter_context(tempfile.TemporaryFile())
+        copy = copies.enter_context(tempfile.TemporaryFile())  # noqa: SIM115  # the stack closes it
         with open(os.dup(fd), "rb") as file:
+            file.seek(0)
             shutil.copyfileobj(file, copy, 1 << 20)
         copy.flush()
         return copy.fileno()

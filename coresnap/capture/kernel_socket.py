@@ -52,6 +52,10 @@ class KernelSocket(Source):
         if mark != 0:
             raise BadInput(f"the kernel will not send the core: {_MARKS.get(mark, mark)}")
 
+    def acknowledge(self) -> None:
+        """Have the kernel say that there is a core, and send none. Raises BadInput, OSError."""
+        self._answer(USERSPACE)
+
     def refuse(self) -> None:
         """Have the kernel end the process without a core: not one byte moves."""
         try:

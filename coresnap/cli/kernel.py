@@ -3,9 +3,8 @@
 
 from __future__ import annotations
 
-import os
-
 from coresnap.ground.text import printable
+from coresnap.host.pattern import is_ours
 
 _CORE_PATTERN = "/proc/sys/kernel/core_pattern"
 REMEDY = "the kernel's cores go elsewhere; archive(8) has the line to write there"
@@ -19,14 +18,6 @@ def core_pattern() -> tuple[str, bool]:
     except OSError:
         return "", False
     return pattern, is_ours(pattern)
-
-
-def is_ours(pattern: str) -> bool:
-    """Say whether this core_pattern gives the cores to coresnap: to its helper or to its socket."""
-    if pattern.startswith("@"):
-        return "coresnap" in pattern
-    helper = pattern[1:].split()[:1] if pattern.startswith("|") else []
-    return any("coresnap" in path and os.path.basename(path) in ("archive", "archive.py") for path in helper)
 
 
 def cores_go_where() -> str:

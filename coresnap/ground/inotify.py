@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A directory watched for what comes into it, as a descriptor to poll: inotify(7), through the C library."""
+"""A directory watched for what comes into it, or a file for what is written to it: inotify(7), through the C library."""
 
 from __future__ import annotations
 
@@ -9,23 +9,27 @@ import struct
 
 from coresnap.ground.errors import Refused
 
-_IN_MOVED_TO, _IN_CREATE, _IN_ATTRIB, _IN_ONLYDIR = 0x80, 0x100, 0x4, 0x01000000
+_IN_MODIFY, _IN_MOVED_TO, _IN_CREATE, _IN_ATTRIB, _IN_ONLYDIR = 0x2, 0x80, 0x100, 0x4, 0x01000000
+COMES_IN = _IN_MOVED_TO | _IN_CREATE | _IN_ATTRIB | _IN_ONLYDIR
+WRITTEN = _IN_MODIFY
 
 _EVENT = struct.Struct("iIII")
 
 
 class Watch:
-    """A watched directory. `fd` can be read when something has come into it, or been touched in it."""
+    """A watched directory or file. `fd` can be read when something has come into it, or been touched in it."""
 
-    def __init__(self, directory_fd: int) -> None:
-        """Start watching. Raises Refused where the system has no inotify, or no watch left."""
+    def __init__(self, watched_fd: int, mask: int = COMES_IN) -> None:
+        """Start watching; `mask` is COMES_IN, for a directory, or WRITTEN, for a file.
+
+        Raises Refused where the system has no inotify, or no watch left.
+        """
         self.fd = -1
         library = ctypes.CDLL(None, use_errno=True)
         if not hasattr(library, "inotify_init1"):
             raise Refused("this system has no inotify")
         fd: int = library.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
-        path = f"/proc/self/fd/{directory_fd}".encode()
-        mask = _IN_MOVED_TO | _IN_CREATE | _IN_ATTRIB | _IN_ONLYDIR
+        path = f"/proc/self/fd/{watched_fd}".encode()
         if fd < 0 or library.inotify_add_watch(fd, path, mask) < 0:
             reason = os.strerror(ctypes.get_errno())
             if fd >= 0:

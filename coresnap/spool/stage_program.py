@@ -29,6 +29,7 @@ def main(name: str, manual: str, trade: Callable[[settings.Settings], Trade], ar
     parser.add_argument(
         "--worker-socket", metavar="PATH", help="connect here for a worker, in place of starting it as a child"
     )
+    parser.add_argument("-f", dest="output", action="store_const", const="inherit", help="the same as --output inherit")
     parser.add_argument("--output", choices=("log", "inherit", "discard"), help="override command.output")
     options = parser.parse_args(arguments)
     log = Log.open()

@@ -18,13 +18,11 @@ def _prepare(machine: Machine, pattern: str) -> None:
     """Install coresnap, and hand it the kernel's cores, also after a boot."""
     machine.install()
     machine.sh(
-        "useradd --system --no-create-home coresnap\n"
         "mkdir -p /usr/local/etc/coresnap\n"
         "echo 'dump.quota = 1%' > /usr/local/etc/coresnap/coresnap.conf\n"
         "coresnapd --prepare\n"
         "{ echo kernel.core_pipe_limit=64\n"
         f"echo 'kernel.core_pattern={pattern}'; }} > /etc/sysctl.d/60-cores.conf\n"
-        "systemctl daemon-reload\n"
     )
 
 

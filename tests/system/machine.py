@@ -126,11 +126,13 @@ class Machine:
         self.run("tar", "-C", target, "--no-overwrite-dir", "-xf", "-", stdin=tar.stdout)
 
     def install(self) -> None:
-        """Install coresnap, as it is in this tree, by `make install`."""
+        """Install coresnap, as it is in this tree, as `make install` does in the guest itself."""
         with tempfile.TemporaryDirectory() as directory:
             argv = ["make", "-s", "install", f"DESTDIR={directory}", "PREFIX=/usr/local"]
             subprocess.run(argv, cwd=_REPOSITORY, check=True)
             self.put(Path(directory))
+        after = (_REPOSITORY / "tools" / "after-install").read_bytes()
+        self.run("sh", "-s", "/usr/local", stdin=after)
 
     def cut_power(self) -> None:
         """End the machine as a power cut does: what its disk was sent survives, its page cache does not."""

@@ -13,9 +13,10 @@ import pytest
 
 from coresnap import process_worker
 from coresnap.capture.victim import CORE_PATTERN
-from coresnap.cli import dumps, kernel, manual, parse, status, why
+from coresnap.cli import dumps, manual, parse, status, why
 from coresnap.ground import durable
 from coresnap.ground.errors import Refused
+from coresnap.host.pattern import is_ours
 from coresnap.spool import ledger, stages
 from coresnap.spool.stages import Spool
 from tests.support import spools
@@ -138,7 +139,7 @@ def test_the_paths_of_archive_are_what_install_makes(tmp_path: Path) -> None:
     subprocess.run(["make", "install", f"DESTDIR={tmp_path}"], cwd=repository, check=True, capture_output=True)
     line = f"|/usr/local/lib/coresnap/archive {CORE_PATTERN}"
     assert (tmp_path / "usr/local/lib/coresnap/archive").exists()
-    assert kernel.is_ours(line)
+    assert is_ours(line)
     for name in ("README.md", "coresnap/archive.py", "docs/man/archive.8"):
         assert line in (repository / name).read_text()
     for page in ("man1/coresnap-snapshot.1", "man8/archive.8", "man8/coresnapd.8"):

@@ -8,7 +8,8 @@ import time
 
 import pytest
 
-from coresnap.cli import kernel, words
+from coresnap.cli import words
+from coresnap.host.pattern import is_ours
 
 
 @pytest.fixture(autouse=True)
@@ -95,8 +96,8 @@ def test_any_number_is_told_as_a_time(time_usec: int) -> None:
         ("|/opt/archive %P", False),
         ("|/usr/lib/coresnap/archive %P %I", True),
         ("|/usr/lib/python3/dist-packages/coresnap/archive.py %P", True),
-        ("@@/run/coresnap/kernel.socket", True),
+        ("@@/run/coresnap/kernel", True),
     ],
 )
 def test_whose_core_pattern_it_is(pattern: str, ours: bool) -> None:
-    assert kernel.is_ours(pattern) is ours
+    assert is_ours(pattern) is ours

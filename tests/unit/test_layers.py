@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 _PACKAGE = Path(__file__).parents[2] / "coresnap"
-_DOMAINS = ("capture", "snapshot", "store")
+_DOMAINS = ("capture", "snapshot", "store", "host")
 _LEVELS = {"ground": 0, "spool": 1, **dict.fromkeys(_DOMAINS, 2)}
 #: What archive may have loaded when it hands a crash over, beside what the interpreter itself loads.
 _HANDED_OVER = {
