@@ -79,8 +79,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace, log: Log) -> int:
     if options.release:
-        if not claim.is_restarting():
-            claim.release(Host(), log)
+        claim.release(Host(), log)
         return 0
     if options.fallback:
         claim.fall_back(Host(), CORE_PATTERN, log)

@@ -101,9 +101,15 @@ class Claim:
 
 
 def release(host: Host, log: Log) -> None:
-    """Give core_pattern back to whoever had it. Raises Refused."""
+    """Give core_pattern back to whoever had it, and stop what serves it. Raises Refused.
+
+    Not where systemd is about to start coresnapd again: no crash is to find the sockets closed.
+    """
+    if is_restarting():
+        return
     former = pattern.release(host)
     log.info(f"core_pattern is `{printable(former, 200)}` again")
+    units.systemctl("stop", "--no-block", *units.ALL)
 
 
 def fall_back(host: Host, specifiers: str, log: Log) -> None:

@@ -24,6 +24,8 @@ PENDING_PATH, SENDING_PATH = "coresnap-pending.path", "coresnap-sending.path"
 PATHS = {PENDING_PATH: "pending", SENDING_PATH: "sending"}
 #: What does the stages' work, by the settings that it found when it was started.
 STAGES = [PROCESSOR, SENDER]
+#: All that coresnapd.service has had started. A target's stop is its members', and capture is no member: it outlives shutdown.
+ALL = ["coresnap.target", "coresnap-archive.socket", "coresnap-handover.socket", CAPTURE]
 _DROP_IN = "50-settings.conf"
 _SPOOLING = (CAPTURE, PROCESSOR, SENDER, PURGE)
 #: What a worker takes beside what its command may take.

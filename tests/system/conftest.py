@@ -47,3 +47,12 @@ def served(request: pytest.FixtureRequest) -> Iterator[tuple[Machine, str]]:
             "/usr/lib/systemd/systemd-sysctl\n"
         )
         yield machine, transport
+
+
+@pytest.fixture(scope="module", params=["bookworm", "forky"])
+def enabled(request: pytest.FixtureRequest) -> Iterator[Machine]:
+    """Boot a guest with another collector in force, install coresnap there and enable it: what an administrator does."""
+    with Machine(request.param) as machine:
+        machine.install()
+        machine.sh("systemctl enable --now coresnapd 2>&1")
+        yield machine

@@ -141,6 +141,14 @@ class Machine:
         self._qemu.wait()
         self._disconnect()
 
+    def reboot(self) -> None:
+        """Shut the guest down as an administrator does, and start it again."""
+        assert self._qemu is not None
+        self.run("systemctl", "--no-block", "reboot", check=False)
+        self._qemu.wait(_BOOT_SECONDS)  # it ends in place of a reset
+        self._disconnect()
+        self.boot()
+
     def close(self) -> None:
         """End the machine and remove its overlay."""
         if self._qemu is not None:

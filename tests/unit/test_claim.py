@@ -28,8 +28,9 @@ class _Lines:
 
 
 @pytest.fixture
-def host(tmp_path: Path) -> Host:
-    """Make a machine whose collector is systemd-coredump, on a kernel without the coredump socket."""
+def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
+    """Make a machine whose collector is systemd-coredump, on a kernel without the coredump socket, and without jobs."""
+    monkeypatch.setattr(units, "systemctl", lambda *_arguments: "")
     for name, value in (("kernel/core_pattern", _SYSTEMD), ("kernel/core_pipe_limit", "16"), ("fs/suid_dumpable", "0")):
         path = tmp_path / "sys" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -137,6 +138,14 @@ def test_a_kernel_that_takes_the_value_otherwise_is_noticed(host: Host, monkeypa
     monkeypatch.setattr(pattern, "_path", lambda host, name: "/dev/null" if "limit" in name else path(host, name))
     with pytest.raises(Refused, match="after `250` was written"):
         pattern.claim(host, pattern.pipe_pattern(CORE_PATTERN))
+
+
+def test_nothing_is_given_back_to_be_claimed_again(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = _Lines()
+    _claimed(host, said)
+    monkeypatch.setattr(units, "systemctl", lambda *_arguments: "812 coresnapd.service restart running\n")
+    release(host, said.log)
+    assert pattern.is_ours(_now(host))
 
 
 def test_whose_a_pattern_is() -> None:
