@@ -12,6 +12,7 @@ import time
 from dataclasses import dataclass
 
 from coresnap.capture.capture import CORE, HELD, WITHDRAWN, Capture
+from coresnap.capture.place import place_of
 from coresnap.capture.victim import Victim
 from coresnap.ground import durable, elf
 from coresnap.ground.errors import BadInput, CoresnapError
@@ -196,9 +197,12 @@ def _record(capture: Capture, dump: Dump, core: "dict[str, object]", assets: "di
             "hostname": os.uname().nodename,
         },
         "victim": {name: getattr(victim, name) for name in record.FIELDS["victim"]},
+        "place": _place(capture),
         "core": core,
         "assets": assets,
+        "package": None,
         "snapshot": None,
+        "journaled_usec": None,
         "attempts": {"process": 0, "send": 0},
         "next_try_usec": None,
         "failure": None,
@@ -207,6 +211,27 @@ def _record(capture: Capture, dump: Dump, core: "dict[str, object]", assets: "di
     held = capture.transport in HELD
     record.note(document, "captured", f"the process was held for {capture.held_usec / 1000:.1f} ms" if held else "")
     return document
+
+
+def _place(capture: Capture) -> "dict[str, str | int | None]":
+    """Return where the process belonged, as far as the evidence tells."""
+    members = capture.evidence.members if capture.evidence else {}
+    place = place_of(members.get("proc/cgroup", b""), members.get("proc/status", b""))
+    place["boot_id"] = _host_id("/proc/sys/kernel/random/boot_id")
+    place["machine_id"] = _host_id("/etc/machine-id")
+    for name in ("cwd", "root"):
+        place[name] = _text(members[f"proc/{name}"]) if f"proc/{name}" in members else None
+    return place
+
+
+def _host_id(path: str) -> "str | None":
+    """Return an id of 128 bits without its hyphens, as the journal has them; see machine-id(5), random(4)."""
+    try:
+        with open(path, encoding="ascii", errors="replace") as file:
+            text = file.read(64).strip().replace("-", "")
+    except OSError:
+        return None
+    return text if len(text) == 32 and text.isalnum() else None
 
 
 def _drop(capture: Capture) -> bool:

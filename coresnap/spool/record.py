@@ -63,6 +63,11 @@ FIELDS: "dict[str, Any]" = {
         "exe": _STR_OR_NULL,
         "cmdline": _STR_OR_NULL,
     },
+    "place": {
+        **dict.fromkeys(("cgroup", "unit", "user_unit", "slice", "session"), _STR_OR_NULL),
+        "owner_uid": _INT_OR_NULL,
+        **dict.fromkeys(("container", "boot_id", "machine_id", "cwd", "root"), _STR_OR_NULL),
+    },
     "core": {
         "size_bytes": _INT,
         "disk_bytes": _INT,
@@ -70,7 +75,9 @@ FIELDS: "dict[str, Any]" = {
         "truncated": _Optional({"reason": _STR, "expected_bytes": _INT}),
     },
     "assets": {"size_bytes": _INT, "missing": _List(_STR, 100)},
+    "package": _Optional(dict.fromkeys(("name", "version", "type", "architecture"), _STR_OR_NULL)),
     "snapshot": _Optional({"size_bytes": _INT, "sha256": _STR}),
+    "journaled_usec": _INT_OR_NULL,
     "attempts": {"process": _INT, "send": _INT},
     "next_try_usec": _INT_OR_NULL,
     "failure": _Optional({"reason": _STR, "detail": _STR}),
@@ -97,7 +104,20 @@ def parse(data: bytes) -> "Record":
 
 
 def _check(value: "Any", shape: "Any", key: str) -> None:
-    if isinstance(shape, _Optional):
+    if type(shape) is dict:
+        if type(value) is not dict or value.keys() != shape.keys():
+            raise BadInput(f"{NAME}: {key or 'document'}: an object of {', '.join(shape)} expected")
+        for name, inner in shape.items():
+            item = value[name]
+            kind = type(item)
+            if type(inner) is tuple and kind in inner:  # most are, and need no call
+                if kind is str:
+                    if len(item) <= _STRING_MAX:
+                        continue
+                elif kind is not int or 0 <= item <= _INT_MAX:
+                    continue
+            _check(item, inner, f"{key}.{name}" if key else name)
+    elif isinstance(shape, _Optional):
         if value is not None:
             _check(value, shape.shape, key)
     elif isinstance(shape, _List):
@@ -105,11 +125,6 @@ def _check(value: "Any", shape: "Any", key: str) -> None:
             raise BadInput(f"{NAME}: {key}: a list of at most {shape.most} expected")
         for index, item in enumerate(value):
             _check(item, shape.item, f"{key}[{index}]")
-    elif isinstance(shape, dict):
-        if not isinstance(value, dict) or value.keys() != shape.keys():
-            raise BadInput(f"{NAME}: {key or 'document'}: an object of {', '.join(shape)} expected")
-        for name, inner in shape.items():
-            _check(value[name], inner, f"{key}.{name}" if key else name)
     elif type(value) not in shape:
         raise BadInput(f"{NAME}: {key}: {' or '.join(kind.__name__ for kind in shape)} expected")
     elif type(value) is str and len(value) > _STRING_MAX:
