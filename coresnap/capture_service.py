@@ -1,6 +1,6 @@
 #!/usr/bin/python3 -I
 # SPDX-License-Identifier: Apache-2.0
-"""coresnap-capture - the resident capture service: every crash of the machine, each in a process of its own
+"""coresnap-capture - the resident capture service: takes every crash of the machine
 
 SYNOPSIS
     coresnap-capture [--settings FILE] [--jobs N]
@@ -8,8 +8,8 @@ SYNOPSIS
 DESCRIPTION
     Serves two sockets that the service manager passes by name (sd_listen_fds(3)): `kernel`, to which a kernel from 6.17
     on connects for each crash where core_pattern is @@ and its path, and `handover`, on which archive hands over what
-    an older kernel gave it. For each crash a child captures as archive does. At most N run at once; the others
-    wait, held, in the sockets' queues.
+    an older kernel gave it. Workers, forked beforehand, capture as archive does, each one crash at a time; there is
+    always one that waits, until N capture at once: further crashes wait then, held, in the sockets' queues.
 
     --settings FILE  the flat settings that `coresnap config --compile` wrote, read anew for each crash
     --jobs N         most captures at once (default 16)
@@ -27,6 +27,8 @@ SECURITY
 
 import argparse
 import ctypes
+import gc
+import mmap
 import os
 import signal
 import socket
@@ -38,6 +40,7 @@ if __name__ == "__main__":
     sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
 
 import select
+from contextlib import suppress
 from typing import NoReturn
 
 from coresnap.capture import handover
@@ -45,6 +48,7 @@ from coresnap.capture.capture import Capture
 from coresnap.capture.finish import finish, sweep
 from coresnap.capture.handover import HandedOver
 from coresnap.capture.kernel_socket import KernelSocket, victim_of
+from coresnap.capture.resident import ResidentReader
 from coresnap.capture.source import Source
 from coresnap.capture.tell import tell
 from coresnap.capture.victim import Victim, from_core_pattern
@@ -59,66 +63,112 @@ _PR_SET_DUMPABLE = 4
 _PEER = struct.Struct("=iII")
 
 
+#: Workers that wait for a crash; one more than one, so that none has to be forked while a process is held.
+_WAITING = 2
+#: A worker serves so many crashes; what they may have left behind in it ends with it.
+_CRASHES_MOST = 256
+_FREE, _WAITS, _CAPTURES = b"\0", b"w", b"c"
+
+
+class Board:
+    """What each worker does, a byte each, in memory that all of them share."""
+
+    def __init__(self, size: int) -> None:
+        self._bytes = mmap.mmap(-1, size)
+        self._size = size
+
+    def count(self, state: bytes) -> int:
+        """Return how many workers are in that state."""
+        return self._bytes[: self._size].count(state)
+
+    def place(self) -> int:
+        """Return a place that no worker has."""
+        return self._bytes[: self._size].index(_FREE)
+
+    def put(self, place: int, state: bytes) -> None:
+        """Say what the worker of that place does."""
+        self._bytes[place : place + 1] = state
+
+    def at(self, place: int) -> bytes:
+        """Return what the worker of that place does."""
+        return self._bytes[place : place + 1]
+
+
 class Service:
-    """The sockets, and the captures under way."""
+    """The sockets, and the workers that take crashes from them."""
 
     def __init__(self, listeners: dict[str, socket.socket], settings: str, jobs: int, log: Log) -> None:
         self.listeners = listeners
         self.settings = settings
         self.jobs = jobs
         self.log = log
-        self.running: set[int] = set()
+        self.board = Board(jobs)
+        self.workers: dict[int, int] = {}
+        self.sweeps: set[int] = set()
+        self.wanted_fd, self.want_fd = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self.stopped_fd, self.stop_fd = os.pipe2(os.O_CLOEXEC)
 
     def run(self, caught: program.Signals) -> None:
         """Serve until asked to stop, and until what is under way has ended."""
+        gc.collect()
+        gc.freeze()  # what has been imported is the workers' too, as long as nobody writes to it
+        self._fork_workers()
         notify.ready()
-        while self.running or not caught.stop:
-            poll = select.poll()
-            poll.register(caught.fd, select.POLLIN)
-            if len(self.running) < self.jobs and not caught.stop:
-                for listener in self.listeners.values():
-                    poll.register(listener, select.POLLIN)
+        poll = select.poll()
+        poll.register(caught.fd, select.POLLIN)
+        poll.register(self.wanted_fd, select.POLLIN)
+        while self.workers or self.sweeps:
             ready = {fd for fd, _events in poll.poll()}
+            if self.wanted_fd in ready:
+                os.read(self.wanted_fd, 4096)
             if caught.fd in ready:
                 caught.drain()
                 self._reap()
-            for name, listener in self.listeners.items():
-                if listener.fileno() in ready and len(self.running) < self.jobs:
-                    self._take(name, listener)
+            if not caught.stop:
+                self._fork_workers()
+            elif self.stop_fd >= 0:
+                os.close(self.stop_fd)  # those that wait see it
+                self.stop_fd = -1
         notify.stopping()
 
-    def _take(self, name: str, listener: socket.socket) -> None:
-        """Accept one crash, and have a child capture it."""
-        started_nsec = time.monotonic_ns()
-        try:
-            connection, _address = listener.accept()
-        except OSError:
-            return  # it has gone again
-        pid = os.fork()
-        if pid == 0:
-            self._be_the_child(name, connection, started_nsec)
-        connection.close()
-        self.running.add(pid)
+    def _fork_workers(self) -> None:
+        while self.board.count(_WAITS) < _WAITING and self.board.count(_FREE):
+            place = self.board.place()
+            self.board.put(place, _WAITS)
+            try:
+                pid = os.fork()
+            except OSError as error:
+                self.board.put(place, _FREE)
+                if not self.workers:
+                    raise
+                self.log.error(f"no further worker can be started: {error.strerror}")
+                return
+            if pid == 0:
+                self._be_a_worker(place)
+            self.workers[pid] = place
 
     def _reap(self) -> None:
-        """Bury the children that have ended; one that was killed has left something to put on record."""
-        while self.running:
-            try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
-            except ChildProcessError:
-                return
+        """Bury the children that have ended; a capture that was killed has left something to put on record."""
+        while self.workers or self.sweeps:
+            pid, status = os.waitpid(-1, os.WNOHANG)
             if not pid:
                 return
-            self.running.discard(pid)
+            self.sweeps.discard(pid)
+            place = self.workers.pop(pid, None)
+            if place is None:
+                continue
+            captured = self.board.at(place) == _CAPTURES
+            self.board.put(place, _FREE)
             if os.WIFSIGNALED(status):
                 self.log.error(f"a capture was killed by signal {os.WTERMSIG(status)}")
-                self._sweep(os.WTERMSIG(status))
+                if captured:
+                    self._sweep(os.WTERMSIG(status))
 
     def _sweep(self, number: int) -> None:
         """Have a child keep, or put on record, what a killed capture has left."""
         pid = os.fork()
         if pid:
-            self.running.add(pid)
+            self.sweeps.add(pid)
             return
         try:
             settings, _problem = flat.read(self.settings)
@@ -130,34 +180,85 @@ class Service:
         finally:
             os._exit(0)
 
-    def _be_the_child(self, name: str, connection: socket.socket, started_nsec: int) -> NoReturn:
+    def _be_a_worker(self, place: int) -> NoReturn:
         status = 1
         try:
             signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
                 signal.signal(number, signal.SIG_IGN)  # what it holds it finishes
-            for listener in self.listeners.values():
-                listener.close()
-            connection.setblocking(True)
-            self._capture(name, connection, started_nsec)
+            os.close(self.stop_fd)
+            gc.disable()
+            self._work(place)
             status = 0
         except (CoresnapError, OSError) as error:
-            self.log.error(f"{name}: a crash could not be taken: {error}")
+            self.log.error(f"a crash could not be taken: {error}")
         finally:
             os._exit(status)
 
-    def _capture(self, name: str, connection: socket.socket, started_nsec: int) -> None:
+    def _work(self, place: int) -> None:
+        """Take crashes, until asked to stop, or until more wait than have to."""
+        poll = select.poll()
+        poll.register(self.stopped_fd, select.POLLIN)
+        for listener in self.listeners.values():
+            poll.register(listener, select.POLLIN)
+        reader = ResidentReader(self._close_listeners)
+        crashes = 0
+        while crashes < _CRASHES_MOST and self.board.count(_WAITS) <= _WAITING:
+            with suppress(OSError):  # it will be tried again, and a core without evidence is a core
+                reader.make_ready()
+            ready = {fd for fd, _events in poll.poll()}
+            if self.stopped_fd in ready:
+                return
+            for name, listener in self.listeners.items():
+                if listener.fileno() in ready and self._take(place, name, listener, reader):
+                    crashes += 1
+            self.board.put(place, _WAITS)
+            gc.collect()
+
+    def _close_listeners(self) -> None:
+        for listener in self.listeners.values():
+            listener.close()
+
+    def _take(self, place: int, name: str, listener: socket.socket, reader: ResidentReader) -> bool:
+        """Accept one crash, and capture it; say no where another worker was faster."""
+        started_nsec = time.monotonic_ns()
+        self.board.put(place, _CAPTURES)
+        try:
+            connection, _address = listener.accept()
+        except OSError:
+            return False
+        if not self.board.count(_WAITS):
+            try:
+                os.write(self.want_fd, b"+")
+            except BlockingIOError:
+                pass  # it has been told often enough
+        try:
+            connection.setblocking(True)
+            self._capture(name, connection, started_nsec, reader)
+        except BadInput as error:
+            self.log.error(f"{name}: refused: {error}")
+        finally:
+            connection.close()
+        return True
+
+    def _capture(self, name: str, connection: socket.socket, started_nsec: int, reader: ResidentReader) -> None:
         settings, problem = flat.read(self.settings)
         source: Source
-        if name == "kernel":
-            victim, source, proc = _from_kernel(connection)
-        else:
-            victim, source, proc, started_nsec = _from_archive(connection)
-        capture = Capture(settings, victim, source.transport, started_nsec)
-        capture.hold(source, proc)
-        for fd in {source.fd, connection.fileno()}:
-            os.close(fd)  # the process is let go
-        connection.detach()
+        fds: list[int] = []
+        try:
+            if name == "kernel":
+                victim, source, proc = _from_kernel(connection)
+            else:
+                victim, source, proc, started_nsec = _from_archive(connection, fds)
+            if victim.pidfd is not None and victim.pidfd not in fds:
+                fds.append(victim.pidfd)
+            capture = Capture(settings, victim, source.transport, started_nsec)
+            capture.hold(source, proc, reader)
+        finally:
+            connection.close()
+            for fd in fds:
+                os.close(fd)  # the process is let go
         outcome = finish(capture)
         if problem:
             self.log.warning(problem)
@@ -169,13 +270,14 @@ def _from_kernel(connection: socket.socket) -> tuple[Victim, Source, str]:
     return victim, KernelSocket(connection), f"/proc/{victim.pid}"
 
 
-def _from_archive(connection: socket.socket) -> tuple[Victim, Source, str, int]:
-    """Take what archive hands over. Raises BadInput where it is not archive, or not root."""
+def _from_archive(connection: socket.socket, fds: list[int]) -> tuple[Victim, Source, str, int]:
+    """Take what archive hands over, its descriptors into `fds`. Raises BadInput where it is not archive, or not root."""
     peer = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
     _pid, uid, _gid = _PEER.unpack(peer)
     if uid not in (0, os.geteuid()):
         raise BadInput(f"user {uid} at the hand-over socket")
-    message, fds, _flags, _address = socket.recv_fds(connection, handover.LIMIT_BYTES, handover.FDS_MAX)
+    message, passed, _flags, _address = socket.recv_fds(connection, handover.LIMIT_BYTES, handover.FDS_MAX)
+    fds += passed
     known = handover.read(message)
     if known is None or len(fds) < 2:
         raise BadInput("what came over the hand-over socket is not archive's")
