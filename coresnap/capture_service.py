@@ -1,6 +1,6 @@
 #!/usr/bin/python3 -I
 # SPDX-License-Identifier: Apache-2.0
-"""coresnap-capture - the resident capture service: every crash of the machine, each in a process of its own
+"""coresnap-capture - the resident capture service: takes every crash of the machine
 
 SYNOPSIS
     coresnap-capture [--settings FILE] [--jobs N]
@@ -8,8 +8,8 @@ SYNOPSIS
 DESCRIPTION
     Serves two sockets that the service manager passes by name (sd_listen_fds(3)): `kernel`, to which a kernel from 6.17
     on connects for each crash where core_pattern is @@ and its path, and `handover`, on which archive hands over what
-    an older kernel gave it. For each crash a child captures as archive does. At most N run at once; the others
-    wait, held, in the sockets' queues.
+    an older kernel gave it. Workers, forked beforehand, capture as archive does, each one crash at a time; there is
+    always one that waits, until N capture at once: further crashes wait then, held, in the sockets' queues.
 
     --settings FILE  the flat settings that `coresnap config --compile` wrote, read anew for each crash
     --jobs N         most captures at once (default 16)
@@ -27,6 +27,7 @@ SECURITY
 
 import argparse
 import ctypes
+import gc
 import os
 import signal
 import socket
@@ -38,13 +39,16 @@ if __name__ == "__main__":
     sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
 
 import select
+from contextlib import suppress
 from typing import NoReturn
 
 from coresnap.capture import handover
+from coresnap.capture.board import CAPTURES, FREE, WAITS, Board
 from coresnap.capture.capture import Capture
 from coresnap.capture.finish import finish, sweep
 from coresnap.capture.handover import HandedOver
 from coresnap.capture.kernel_socket import KernelSocket, victim_of
+from coresnap.capture.resident import ResidentReader
 from coresnap.capture.source import Source
 from coresnap.capture.tell import tell
 from coresnap.capture.victim import Victim, from_core_pattern
@@ -53,116 +57,223 @@ from coresnap.ground.errors import BadInput, CoresnapError, Refused
 from coresnap.ground.listen import listen_fds
 from coresnap.ground.log import Log
 from coresnap.host.transport import is_probe
-from coresnap.spool import ledger
+from coresnap.spool import ledger, stages
 from coresnap.spool.stages import Spool
 
 _PR_SET_DUMPABLE = 4
 _PEER = struct.Struct("=iII")
 
 
+#: Workers that wait for a crash; one more than one, so that none has to be forked while a process is held.
+_WAITING = 2
+#: A worker serves so many crashes; what they may have left behind in it ends with it.
+_CRASHES_MOST = 256
+#: How often it is looked whether anything is left behind, and the watchdog told that we live.
+_LOOK_MSEC = 60_000
+
+
+class _Lost(CoresnapError):
+    """A process has crashed, and its core cannot be had."""
+
+    def __init__(self, victim: Victim, why: str) -> None:
+        super().__init__(why)
+        self.victim = victim
+
+
 class Service:
-    """The sockets, and the captures under way."""
+    """The sockets, and the workers that take crashes from them."""
 
     def __init__(self, listeners: dict[str, socket.socket], settings: str, jobs: int, log: Log) -> None:
         self.listeners = listeners
         self.settings = settings
         self.jobs = jobs
         self.log = log
-        self.running: set[int] = set()
+        self.board = Board(jobs)
+        self.workers: dict[int, int] = {}
+        self.sweeps: set[int] = set()
+        self.wanted_fd, self.want_fd = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self.stopped_fd, self.stop_fd = os.pipe2(os.O_CLOEXEC)
 
     def run(self, caught: program.Signals) -> None:
         """Serve until asked to stop, and until what is under way has ended."""
+        gc.collect()
+        gc.freeze()  # what has been imported is the workers' too, as long as nobody writes to it
+        self._fork_workers()
+        self._sweep_if_needed()
         notify.ready()
-        while self.running or not caught.stop:
-            poll = select.poll()
-            poll.register(caught.fd, select.POLLIN)
-            if len(self.running) < self.jobs and not caught.stop:
-                for listener in self.listeners.values():
-                    poll.register(listener, select.POLLIN)
-            ready = {fd for fd, _events in poll.poll()}
+        poll = select.poll()
+        poll.register(caught.fd, select.POLLIN)
+        poll.register(self.wanted_fd, select.POLLIN)
+        while self.workers or self.sweeps:
+            notify.watchdog()
+            notify.status(f"{self.board.count(CAPTURES)} captures under way")
+            ready = {fd for fd, _events in poll.poll(_LOOK_MSEC)}
+            if not ready:
+                self._sweep_if_needed()
+            if self.wanted_fd in ready:
+                os.read(self.wanted_fd, 4096)
             if caught.fd in ready:
                 caught.drain()
                 self._reap()
-            for name, listener in self.listeners.items():
-                if listener.fileno() in ready and len(self.running) < self.jobs:
-                    self._take(name, listener)
+            if not caught.stop:
+                self._fork_workers()
+            elif self.stop_fd >= 0:
+                os.close(self.stop_fd)  # those that wait see it
+                self.stop_fd = -1
         notify.stopping()
 
-    def _take(self, name: str, listener: socket.socket) -> None:
-        """Accept one crash, and have a child capture it."""
-        started_nsec = time.monotonic_ns()
-        try:
-            connection, _address = listener.accept()
-        except OSError:
-            return  # it has gone again
-        pid = os.fork()
-        if pid == 0:
-            self._be_the_child(name, connection, started_nsec)
-        connection.close()
-        self.running.add(pid)
+    def _fork_workers(self) -> None:
+        while self.board.count(WAITS) < _WAITING and self.board.count(FREE):
+            place = self.board.place()
+            self.board.put(place, WAITS)
+            try:
+                pid = os.fork()
+            except OSError as error:
+                self.board.put(place, FREE)
+                if not self.workers:
+                    raise
+                self.log.error(f"no further worker can be started: {error.strerror}")
+                return
+            if pid == 0:
+                self._be_a_worker(place)
+            self.workers[pid] = place
 
     def _reap(self) -> None:
-        """Bury the children that have ended; one that was killed has left something to put on record."""
-        while self.running:
-            try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
-            except ChildProcessError:
-                return
+        """Bury the children that have ended; a capture that was killed has left something to put on record."""
+        while self.workers or self.sweeps:
+            pid, status = os.waitpid(-1, os.WNOHANG)
             if not pid:
                 return
-            self.running.discard(pid)
+            self.sweeps.discard(pid)
+            place = self.workers.pop(pid, None)
+            if place is None:
+                continue
+            captured = self.board.at(place) == CAPTURES
+            self.board.put(place, FREE)
             if os.WIFSIGNALED(status):
                 self.log.error(f"a capture was killed by signal {os.WTERMSIG(status)}")
-                self._sweep(os.WTERMSIG(status))
+                if captured:
+                    self._sweep(os.WTERMSIG(status))
+
+    def _sweep_if_needed(self) -> None:
+        """Sweep where something is in staging: archive may have been killed, or this service with all its workers."""
+        settings, _problem = flat.read(self.settings)
+        try:
+            if os.listdir(os.path.join(settings.root, stages.STAGING)):
+                self._sweep(0)
+        except OSError:
+            pass  # no spool yet: there is nothing to sweep
 
     def _sweep(self, number: int) -> None:
-        """Have a child keep, or put on record, what a killed capture has left."""
+        """Have a child keep, or put on record, what a capture has left that `number`, a signal, has killed; 0 is unknown."""
         pid = os.fork()
         if pid:
-            self.running.add(pid)
+            self.sweeps.add(pid)
             return
         try:
             settings, _problem = flat.read(self.settings)
             with Spool(settings.root) as spool:
-                if not list(sweep(spool, settings)):
+                for outcome in (swept := list(sweep(spool, settings))):
+                    what = "salvaged" if outcome.kept else f"lost, {outcome.reason}: {outcome.detail}"
+                    self.log.warning(f"{outcome.uuid}: its capture was killed: {what}", CORESNAP_DUMP=outcome.uuid)
+                if number and not swept:
                     ledger.append(spool.root_fd, "interrupted", f"killed by signal {number} before the first byte")
         except (CoresnapError, OSError) as error:
             self.log.error(f"sweep: {error}")
         finally:
             os._exit(0)
 
-    def _be_the_child(self, name: str, connection: socket.socket, started_nsec: int) -> NoReturn:
+    def _be_a_worker(self, place: int) -> NoReturn:
         status = 1
         try:
             signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
                 signal.signal(number, signal.SIG_IGN)  # what it holds it finishes
-            for listener in self.listeners.values():
-                listener.close()
-            connection.setblocking(True)
-            self._capture(name, connection, started_nsec)
+            os.close(self.stop_fd)
+            gc.disable()
+            self._work(place)
             status = 0
         except (CoresnapError, OSError) as error:
-            self.log.error(f"{name}: a crash could not be taken: {error}")
+            self.log.error(f"a crash could not be taken: {error}")
         finally:
             os._exit(status)
 
-    def _capture(self, name: str, connection: socket.socket, started_nsec: int) -> None:
+    def _work(self, place: int) -> None:
+        """Take crashes, until asked to stop, or until more wait than have to."""
+        poll = select.poll()
+        poll.register(self.stopped_fd, select.POLLIN)
+        for listener in self.listeners.values():
+            poll.register(listener, select.POLLIN)
+        reader = ResidentReader(self._close_listeners)
+        crashes = 0
+        while crashes < _CRASHES_MOST and self.board.count(WAITS) <= _WAITING:
+            with suppress(OSError):  # it will be tried again, and a core without evidence is a core
+                reader.make_ready()
+            ready = {fd for fd, _events in poll.poll()}
+            if self.stopped_fd in ready:
+                return
+            for name, listener in self.listeners.items():
+                if listener.fileno() in ready and self._take(place, name, listener, reader):
+                    crashes += 1
+            self.board.put(place, WAITS)
+            gc.collect()
+
+    def _close_listeners(self) -> None:
+        for listener in self.listeners.values():
+            listener.close()
+
+    def _take(self, place: int, name: str, listener: socket.socket, reader: ResidentReader) -> bool:
+        """Accept one crash, and capture it; say no where another worker was faster."""
+        started_nsec = time.monotonic_ns()
+        self.board.put(place, CAPTURES)
+        try:
+            connection, _address = listener.accept()
+        except OSError:
+            return False
+        if not self.board.count(WAITS):
+            try:
+                os.write(self.want_fd, b"+")
+            except BlockingIOError:
+                pass  # it has been told often enough
+        try:
+            connection.setblocking(True)
+            self._capture(name, connection, started_nsec, reader)
+        except _Lost as lost:
+            self._put_on_record(lost)
+        except BadInput as error:
+            self.log.error(f"{name}: refused: {error}")
+        finally:
+            connection.close()
+        return True
+
+    def _put_on_record(self, lost: _Lost) -> None:
+        self.log.error(f"core of pid {lost.victim.pid} not kept: internal: {lost}")
+        settings, _problem = flat.read(self.settings)
+        victim = {name: getattr(lost.victim, name) for name in ("pid", "uid", "signal")}
+        with Spool(settings.root) as spool:
+            ledger.append(spool.root_fd, "internal", str(lost), "", victim)
+
+    def _capture(self, name: str, connection: socket.socket, started_nsec: int, reader: ResidentReader) -> None:
         settings, problem = flat.read(self.settings)
         source: Source
-        if name == "kernel":
-            victim, source, proc = _from_kernel(connection)
-            if is_probe(victim.pid):
-                source.acknowledge()
-                connection.close()
-                return
-        else:
-            victim, source, proc, started_nsec = _from_archive(connection)
-        capture = Capture(settings, victim, source.transport, started_nsec)
-        capture.hold(source, proc)
-        for fd in {source.fd, connection.fileno()}:
-            os.close(fd)  # the process is let go
-        connection.detach()
+        fds: list[int] = []
+        try:
+            if name == "kernel":
+                victim, source, proc = _from_kernel(connection)
+                if is_probe(victim.pid):
+                    source.acknowledge()
+                    return
+            else:
+                victim, source, proc, started_nsec = _from_archive(connection, fds)
+            if victim.pidfd is not None and victim.pidfd not in fds:
+                fds.append(victim.pidfd)
+            capture = Capture(settings, victim, source.transport, started_nsec)
+            capture.hold(source, proc, reader)
+        finally:
+            connection.close()
+            for fd in fds:
+                os.close(fd)  # the process is let go
         outcome = finish(capture)
         if problem:
             self.log.warning(problem)
@@ -170,17 +281,22 @@ class Service:
 
 
 def _from_kernel(connection: socket.socket) -> tuple[Victim, KernelSocket, str]:
+    """Take what the kernel tells and asks. Raises BadInput where nothing has crashed, _Lost where it asks in no known way."""
     victim = victim_of(connection)
-    return victim, KernelSocket(connection), f"/proc/{victim.pid}"
+    try:
+        return victim, KernelSocket(connection), f"/proc/{victim.pid}"
+    except (BadInput, OSError) as error:
+        raise _Lost(victim, str(error)) from error
 
 
-def _from_archive(connection: socket.socket) -> tuple[Victim, Source, str, int]:
-    """Take what archive hands over. Raises BadInput where it is not archive, or not root."""
+def _from_archive(connection: socket.socket, fds: list[int]) -> tuple[Victim, Source, str, int]:
+    """Take what archive hands over, its descriptors into `fds`. Raises BadInput where it is not archive, or not root."""
     peer = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
     _pid, uid, _gid = _PEER.unpack(peer)
     if uid not in (0, os.geteuid()):
         raise BadInput(f"user {uid} at the hand-over socket")
-    message, fds, _flags, _address = socket.recv_fds(connection, handover.LIMIT_BYTES, handover.FDS_MAX)
+    message, passed, _flags, _address = socket.recv_fds(connection, handover.LIMIT_BYTES, handover.FDS_MAX)
+    fds += passed
     known = handover.read(message)
     if known is None or len(fds) < 2:
         raise BadInput("what came over the hand-over socket is not archive's")

@@ -12,7 +12,7 @@ import stat
 import time
 
 from coresnap.capture.copy import Copied, copy
-from coresnap.capture.evidence import Evidence
+from coresnap.capture.evidence import Evidence, Reader
 from coresnap.capture.source import Withdrawn
 from coresnap.ground import durable
 from coresnap.ground.errors import CoresnapError, Refused
@@ -72,27 +72,35 @@ class Capture:
         self.copied = Copied()
         self.core_fd = -1
 
-    def hold(self, source: "Source", proc: "str | None") -> None:
-        """Take the evidence, then the core. An error is kept for the second half, and ends this one."""
+    def hold(self, source: "Source", proc: "str | None", reader: "Reader | None" = None) -> None:
+        """Take the evidence and the core. An error is kept for the second half, and ends this one."""
         try:
-            self._hold(source, proc)
+            self._hold(source, proc, reader or Reader(source.fds()))
         except (CoresnapError, OSError) as error:
             self.fail(error)
             source.refuse()
         self.held_usec = (time.monotonic_ns() - self.started_nsec) // 1000
 
-    def _hold(self, source: "Source", proc: "str | None") -> None:
-        self.evidence = Evidence(proc, self.settings.environ, source.fds())
+    def _hold(self, source: "Source", proc: "str | None", reader: Reader) -> None:
+        self.evidence = Evidence(proc, self.settings.environ, reader)
         self.spool = Spool(self.settings.root)
-        self.evidence.wait_for_victim(self.settings.evidence_budget_usec)
-        if self.victim.pidfd is not None and _has_exited(self.victim.pidfd):
-            self.evidence.forget_victim()
+        stays = source.keeps_process()
+        if not stays:
+            self._take_evidence()
         need_bytes = OVERHEAD_BYTES + self._core_bytes(source.fd)
         self.reservation = Reservation(self.spool, self.settings.quota_percent, self.settings.ceiling_bytes, need_bytes)
         self.dump = self.spool.new()
         self.core_fd = durable.create(self.dump.fd, CORE, *self.settings.owner())
         source.begin()
         self.copied = copy(source.fd, self.core_fd, self.reservation, OVERHEAD_BYTES)
+        if stays:  # its evidence has been read while its core was copied
+            self._take_evidence()
+
+    def _take_evidence(self) -> None:
+        assert self.evidence is not None
+        self.evidence.wait_for_victim(self.settings.evidence_budget_usec)
+        if self.victim.pidfd is not None and _has_exited(self.victim.pidfd):
+            self.evidence.forget_victim()
 
     def _core_bytes(self, source_fd: int) -> int:
         """Foresee what the core takes on the disk: what the process has in memory or swapped out, or the file's blocks."""

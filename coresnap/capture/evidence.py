@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Evidence: what /proc tells of the crashed process and of the host, read before it is gone.
 
-It is read in a child process that holds no pipe, no lock and no file of the dump: a read that blocks (an environ or an
-executable behind a FUSE server that does not answer) then costs the asset what has not been read by the deadline, and
-never the core. The child sends each member as it has it; what dies with the process comes first, and a mark follows it,
-after which the process need not be held any longer.
+What cannot block, and is wanted before the core, the capture reads itself: status and the names. The rest is read in a
+child process that holds no pipe, no lock and no file of the dump: a read that blocks (an environ or an executable behind a
+FUSE server that does not answer) then costs the asset what has not been read by the deadline, and never the core. The child
+sends each member as it has it; what dies with the process comes first, and a mark follows it, after which the process need
+not be held any longer.
 
 Imported while a crashed process is held. Files and their layouts: proc(5), proc_pid(5).
 """
@@ -20,16 +21,16 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 _HEADER = struct.Struct("<HI")
-_MARK = "-"
+_MARK, _END = "-", "."
 _MEMBER_MAX_BYTES = 4 << 20
 _TOTAL_MAX_BYTES = 12 << 20
 _LINKS_MAX = 4096
 _F_SETPIPE_SZ = 1031
 
-#: Files of /proc/PID in order of what they are worth, each with the most bytes of it that are kept.
+#: Files of /proc/PID in order of what they are worth, each with the most bytes of it that are kept. The first ones neither
+#: touch the process's memory nor wait for a lock of it.
+FIRST_FILES = (("status", 16 << 10), ("comm", 64))
 VICTIM_FILES = (
-    ("status", 16 << 10),
-    ("comm", 64),
     ("cmdline", 128 << 10),
     ("cgroup", 64 << 10),
     ("stat", 4 << 10),
@@ -54,37 +55,79 @@ HOST_FILES = (
 )
 
 
+class Reader:
+    """The child that reads for one capture. capture_service's heir of it reads for one after another."""
+
+    def __init__(self, held_fds: "Sequence[int]") -> None:
+        """`held_fds` are what the child must not hold: the crashed process would be held with them."""
+        self._held_fds = held_fds
+        self._pid = -1
+        self._fd = -1
+
+    def start(self, proc_fd: int, environ: "Sequence[str]") -> int:
+        """Start reading; return the descriptor that the members come from. Raises OSError."""
+        self._fd, write_fd = os.pipe()
+        try:
+            self._pid = os.fork()
+            if self._pid == 0:
+                self._be_the_child(proc_fd, environ, write_fd)
+        finally:
+            os.close(write_fd)
+        return self._fd
+
+    def _be_the_child(self, proc_fd: int, environ: "Sequence[str]", write_fd: int) -> None:
+        try:
+            for fd in (*self._held_fds, self._fd):
+                os.close(fd)
+            widen(write_fd)
+            send_members(write_fd, proc_fd, environ)
+        except OSError:
+            pass  # the parent has gone on without us
+        finally:
+            os._exit(0)
+
+    def end(self, *, whole: bool) -> None:
+        """Be done with the child: it is killed, not waited for, where it has not read all."""
+        if self._fd >= 0:
+            os.close(self._fd)
+        if self._pid > 0:
+            if not whole:
+                os.kill(self._pid, 9)
+            os.waitpid(self._pid, 0 if whole else os.WNOHANG)
+
+
 class Evidence:
     """The members read so far, in their order, and the child that reads more."""
 
-    __slots__ = ("_buffer", "_fd", "_pid", "members", "read_whole", "victim_read")
+    __slots__ = ("_buffer", "_fd", "_reader", "members", "read_whole", "victim_read")
 
-    def __init__(self, proc: "str | None", environ: "Sequence[str]", held_fds: "Sequence[int]") -> None:
+    def __init__(self, proc: "str | None", environ: "Sequence[str]", reader: Reader) -> None:
         """Start reading. `proc` is the directory of the process in /proc, None where it is not known.
 
         `environ` are the names of environment variables to keep; a trailing asterisk stands for any rest.
-        `held_fds` are what the child must not hold: the crashed process would be held with them.
         """
         self.members: dict[str, bytes] = {}
         self.victim_read = self.read_whole = False
         self._buffer = bytearray()
-        self._fd, write_fd = os.pipe()
-        self._pid = os.fork()
-        if self._pid == 0:
-            _child(proc, environ, (*held_fds, self._fd), write_fd)
-        os.close(write_fd)
+        self._reader = reader
+        proc_fd = _directory(proc)
+        try:
+            self._fd = reader.start(proc_fd, environ)
+        except OSError:  # no process, or no descriptor, to be had: the core is still taken
+            self._fd = -1
+            self.victim_read = self.read_whole = True
+        if proc_fd >= 0:
+            self.members.update(_first(proc_fd))
+            os.close(proc_fd)
 
     def wait_for_victim(self, budget_usec: int) -> None:
         """Return once the victim's part has been read, or after `budget_usec` with what there is by then."""
         self._receive(time.monotonic() + budget_usec / 1e6, until_mark=True)
 
     def wait_for_host(self, budget_usec: int) -> None:
-        """Take the rest, and be done with the child: it is killed, not waited for, if it has not ended in time."""
+        """Take the rest, and be done with the child, in time or not."""
         self._receive(time.monotonic() + budget_usec / 1e6, until_mark=False)
-        os.close(self._fd)
-        if not self.read_whole:
-            os.kill(self._pid, 9)
-        os.waitpid(self._pid, 0 if self.read_whole else os.WNOHANG)
+        self._reader.end(whole=self.read_whole)
 
     def forget_victim(self) -> None:
         """Drop the victim's part: it has turned out to be another process's."""
@@ -92,12 +135,14 @@ class Evidence:
 
     def missing(self) -> "list[str]":
         """Return the names of the members that could not be read, or not in time."""
-        victim = [f"proc/{name}" for name, _limit in (*VICTIM_FILES, *LATE_FILES)]
+        victim = [f"proc/{name}" for name, _limit in (*FIRST_FILES, *VICTIM_FILES, *LATE_FILES)]
         links = [f"proc/{name}" for name in (*VICTIM_LINKS, "fd", "task")]
         host = [f"host/{name}" for name, _path, _limit in HOST_FILES]
         return [name for name in (*victim, *links, *host) if name not in self.members]
 
     def _receive(self, deadline: float, until_mark: bool) -> None:
+        if self.read_whole:
+            return
         poll = select.poll()
         poll.register(self._fd, select.POLLIN)
         while not self.read_whole and not (until_mark and self.victim_read):
@@ -120,30 +165,26 @@ class Evidence:
             name = self._buffer[at + _HEADER.size : at + _HEADER.size + name_bytes].decode()
             if name == _MARK:
                 self.victim_read = True
+            elif name == _END:
+                self.read_whole = True
             else:
                 self.members[name] = bytes(self._buffer[end - data_bytes : end])
             at = end
         del self._buffer[:at]
 
 
-def _child(proc: "str | None", environ: "Sequence[str]", other_fds: "Sequence[int]", write_fd: int) -> None:
-    """Be the child: send the members, then end without a word."""
-    try:
-        for fd in other_fds:
-            os.close(fd)
-        _widen(write_fd)
-        left_bytes = _TOTAL_MAX_BYTES
-        for name, data in _members(proc, environ):
-            kept = data[: min(_MEMBER_MAX_BYTES, left_bytes)]
-            left_bytes -= len(kept)
-            _send(write_fd, name, kept)
-    except OSError:
-        pass  # the parent has gone on without us
-    finally:
-        os._exit(0)
+def send_members(fd: int, proc_fd: int, environ: "Sequence[str]") -> None:
+    """Read, and send what there is as it comes; a `proc_fd` below 0 is none. Raises OSError where nobody receives."""
+    left_bytes = _TOTAL_MAX_BYTES
+    for name, data in _members(proc_fd, environ):
+        kept = data[: min(_MEMBER_MAX_BYTES, left_bytes)]
+        left_bytes -= len(kept)
+        _send(fd, name, kept)
+    _send(fd, _END, b"")
 
 
-def _widen(fd: int) -> None:
+def widen(fd: int) -> None:
+    """Let the pipe take most of what there is, so that the child need not wait for a capture that copies."""
     import fcntl
 
     try:
@@ -158,8 +199,7 @@ def _send(fd: int, name: str, data: bytes) -> None:
         message = message[os.write(fd, message) :]
 
 
-def _members(proc: "str | None", environ: "Sequence[str]") -> "Iterator[tuple[str, bytes]]":
-    proc_fd = _directory(proc)
+def _members(proc_fd: int, environ: "Sequence[str]") -> "Iterator[tuple[str, bytes]]":
     if proc_fd >= 0:
         yield from _victim(proc_fd, environ)
     yield _MARK, b""
@@ -184,16 +224,22 @@ def _directory(proc: "str | None") -> int:
         return -1
 
 
+def _first(proc_fd: int) -> "Iterator[tuple[str, bytes]]":
+    for name, limit_bytes in FIRST_FILES:
+        data = _read(name, limit_bytes, proc_fd)
+        if data is not None:
+            yield f"proc/{name}", data
+    for link in VICTIM_LINKS:
+        target = _link(link, proc_fd)
+        if target is not None:
+            yield f"proc/{link}", target
+
+
 def _victim(proc_fd: int, environ: "Sequence[str]") -> "Iterator[tuple[str, bytes]]":
     for name, limit_bytes in VICTIM_FILES:
         data = _read(name, limit_bytes, proc_fd)
         if data is not None:
             yield f"proc/{name}", filter_environ(data, environ) if name == "environ" else data
-        if name == "comm":
-            for link in VICTIM_LINKS:
-                target = _link(link, proc_fd)
-                if target is not None:
-                    yield f"proc/{link}", target
     yield "proc/task", b"".join(_tasks(proc_fd))
     yield "proc/fd", b"".join(_descriptors(proc_fd))
     for name, limit_bytes in LATE_FILES:

@@ -46,6 +46,10 @@ class KernelSocket(Source):
         if answer_bytes < _HEAD.size or can & (KERNEL | WAIT) != KERNEL | WAIT:
             raise BadInput(f"the coredump socket can {can:#x}, and takes answers of {answer_bytes} bytes")
 
+    def keeps_process(self) -> bool:
+        """Say yes: that is what WAIT asks for."""
+        return True
+
     def begin(self) -> None:
         """Have the kernel send the core, and hold the process until the connection is closed."""
         mark = self._answer(KERNEL | WAIT)

@@ -1,7 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where a core comes from, and what has to be said there before its first byte. Imported while a process is held."""
 
+import os
+
 from coresnap.ground.errors import CoresnapError
+
+_PIPE_LIMIT = "/proc/sys/kernel/core_pipe_limit"
 
 
 class Withdrawn(CoresnapError):
@@ -18,6 +22,19 @@ class Source:
     def fds(self) -> "tuple[int, ...]":
         """Return all descriptors that keep the crashed process held."""
         return (self.fd,)
+
+    def keeps_process(self) -> bool:
+        """Say whether the process stays, with its /proc, when its core has been read, until we let go; see core(5)."""
+        if self.transport not in ("pipe", "handover"):
+            return False
+        try:
+            fd = os.open(_PIPE_LIMIT, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return False
+        try:
+            return os.read(fd, 16) != b"0\n"
+        finally:
+            os.close(fd)
 
     def begin(self) -> None:
         """Ask for the core. Raises Withdrawn, or BadInput where it will not come."""

@@ -14,9 +14,11 @@ def _notify(message: str) -> None:
     except ImportError:
         return
     notifier = sdnotify.SystemdNotifier()
+    if notifier.socket is None:
+        return
+    notifier.socket.setblocking(False)  # a manager that does not read, as a PID 1 that has crashed, holds nobody up
     notifier.notify(message)
-    if notifier.socket is not None:
-        notifier.socket.close()  # it leaves that to its user
+    notifier.socket.close()  # it leaves that to its user
 
 
 def ready() -> None:

@@ -67,7 +67,9 @@ class Reservation:
         """Sum what live captures have left and have written, clear what dead ones left behind, and find an entry."""
         left_bytes = written_bytes = 0
         for number in range(1, ENTRIES):
-            used = any(table[number])
+            if number >= len(table) and self._entry:
+                break
+            used = number < len(table) and any(table[number])
             if number != self._entry and (used or not self._entry) and self._lock(number):
                 if used:
                     os.pwrite(self._fd, _ENTRY.pack(0, 0), number * _ENTRY.size)
@@ -146,9 +148,10 @@ def open_table(spool: "Spool") -> int:
 
 
 def read_table(fd: int) -> "list[tuple[int, int]]":
-    """Return the table's entries, each as it is described above."""
-    data = os.pread(fd, _TABLE_BYTES, 0).ljust(_TABLE_BYTES, b"\0")
-    return list(_ENTRY.iter_unpack(data))
+    """Return the table's entries, each as it is described above, up to the last that is not zero: a process is held."""
+    data = os.pread(fd, _TABLE_BYTES, 0).rstrip(b"\0")
+    entries = max(1, -(-len(data) // _ENTRY.size))
+    return list(_ENTRY.iter_unpack(data.ljust(entries * _ENTRY.size, b"\0")))
 
 
 def add_used(fd: int, more_bytes: int) -> None:

@@ -88,7 +88,7 @@ def test_a_storm_does_not_close_the_door(enabled: Machine) -> None:
         ):
             enabled.sh("systemctl restart coresnap-handover.socket; systemctl stop coresnap-archive.service 2>&1")
             enabled.run("python3", "-c", knock)
-            assert enabled.sh("systemctl is-active coresnap-handover.socket", check=False).stdout == "failed\n"
+            assert enabled.sh("systemctl is-active coresnap-handover.socket", check=False).stdout != "active\n"
     enabled.sh("systemctl restart coresnap-archive.socket coresnap-handover.socket coresnap-archive.service")
 
 
@@ -133,7 +133,7 @@ def test_a_stop_in_mid_copy_waits_for_the_core(enabled: Machine) -> None:
 
 def test_a_crash_of_pid_1(enabled: Machine) -> None:
     """Its core is in the spool, and the console ends as it does without coresnap. The guest is of no use afterwards."""
-    enabled.sh("kill -SEGV 1")
+    enabled.sh("echo 8 > /proc/sys/kernel/printk; kill -SEGV 1")
     seen = 'for f in /var/lib/coresnap/pending/*/dump.json; do grep -q \'"comm":"systemd"\' $f && exit 0; done; false'
     _until(enabled, f"( {seen} )", 120)
     deadline = 600

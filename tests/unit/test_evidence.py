@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from coresnap.capture import evidence
-from coresnap.capture.evidence import Evidence, filter_environ
+from coresnap.capture.evidence import Evidence, Reader, filter_environ
 from coresnap.capture.victim import CORE_PATTERN, from_core_pattern
 
 SECOND_USEC = 1_000_000
@@ -48,7 +48,7 @@ threading.Thread(target=run).start()
 
 
 def test_everything_of_a_live_process_is_there(victim: subprocess.Popen[bytes], source_fd: int) -> None:
-    reading = Evidence(f"/proc/{victim.pid}", ("PATH", "LC_*"), (source_fd,))
+    reading = Evidence(f"/proc/{victim.pid}", ("PATH", "LC_*"), Reader((source_fd,)))
     reading.wait_for_victim(10 * SECOND_USEC)
     reading.wait_for_host(10 * SECOND_USEC)
     members = reading.members
@@ -65,7 +65,7 @@ def test_everything_of_a_live_process_is_there(victim: subprocess.Popen[bytes], 
 
 
 def test_a_directory_that_is_not_there_costs_only_the_victims_part(source_fd: int) -> None:
-    reading = Evidence("/proc/4194304000", (), (source_fd,))
+    reading = Evidence("/proc/4194304000", (), Reader((source_fd,)))
     reading.wait_for_victim(10 * SECOND_USEC)
     assert reading.victim_read
     reading.wait_for_host(10 * SECOND_USEC)
@@ -89,7 +89,7 @@ def test_a_read_that_blocks_is_abandoned_at_the_deadline(
         return real_read(path, limit_bytes, dir_fd)
 
     monkeypatch.setattr(evidence, "_read", blocking_read)
-    reading = Evidence(str(tmp_path), (), (source_fd,))
+    reading = Evidence(str(tmp_path), (), Reader((source_fd,)))
     before = time.monotonic()
     reading.wait_for_victim(SECOND_USEC // 10)
     assert time.monotonic() - before < 5
@@ -102,7 +102,7 @@ def test_a_read_that_blocks_is_abandoned_at_the_deadline(
 def test_what_is_not_a_regular_file_is_not_read(tmp_path: Path, source_fd: int) -> None:
     os.mkfifo(tmp_path / "status")
     (tmp_path / "environ").symlink_to("/dev/zero")
-    reading = Evidence(str(tmp_path), ("*",), (source_fd,))
+    reading = Evidence(str(tmp_path), ("*",), Reader((source_fd,)))
     reading.wait_for_victim(10 * SECOND_USEC)
     assert reading.victim_read
     assert not {"proc/status", "proc/environ"} & set(reading.members)
@@ -111,7 +111,7 @@ def test_what_is_not_a_regular_file_is_not_read(tmp_path: Path, source_fd: int) 
 
 def test_members_are_bounded(tmp_path: Path, source_fd: int) -> None:
     (tmp_path / "status").write_bytes(b"x" * (1 << 20))
-    reading = Evidence(str(tmp_path), (), (source_fd,))
+    reading = Evidence(str(tmp_path), (), Reader((source_fd,)))
     reading.wait_for_victim(10 * SECOND_USEC)
     reading.wait_for_host(10 * SECOND_USEC)
     assert len(reading.members["proc/status"]) == 16 << 10
@@ -122,7 +122,7 @@ def test_the_child_does_not_hold_the_source() -> None:
     read_fd, write_fd = os.pipe()
     never_fd, keep_fd = os.pipe()
     os.set_blocking(write_fd, False)
-    reading = Evidence(None, (), (read_fd,))
+    reading = Evidence(None, (), Reader((read_fd,)))
     reading.wait_for_host(10 * SECOND_USEC)
     os.close(read_fd)
     with pytest.raises(BrokenPipeError):
