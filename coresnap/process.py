@@ -28,15 +28,17 @@ import sys
 if __name__ == "__main__":
     sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
 
+import time
 from typing import Any
 
 from coresnap.ground import durable
+from coresnap.ground.log import CRITICAL, Log
 from coresnap.ground.program import argv_of
 from coresnap.ground.settings import Settings
 from coresnap.ground.text import human_duration
-from coresnap.spool import stage_program, stages
+from coresnap.spool import coredump, stage_program, stages
 from coresnap.spool.record import Record
-from coresnap.spool.stages import Dump
+from coresnap.spool.stages import Dump, Spool
 from coresnap.spool.trade import Verdict
 
 SNAPSHOT = "snapshot"
@@ -53,8 +55,9 @@ class Processing:
     first_retry_usec = 30_000_000
     last_retry_usec = 3_600_000_000
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, log: Log) -> None:
         self.settings = settings
+        self.log = log
         self.worker = argv_of("process_worker")
         self.workers = settings.snapshot_jobs
         self.attempts = settings.snapshot_attempts
@@ -91,6 +94,20 @@ class Processing:
             "output": settings.command_output,
         }
         return message, list(files.values())
+
+    def settle(self, spool: Spool, dump: Dump, document: Record, answer: dict[str, Any] | None) -> None:
+        """Give the core its lasting name, and tell the journal of the crash, once."""
+        if document["journaled_usec"] is not None or not durable.exists(dump.fd, _CORE):
+            return
+        try:
+            path = spool.link_core(dump)
+        except OSError as error:
+            self.log.warning(f"{dump.uuid}: by-uuid: {error.strerror}; coredumpctl will not find its core")
+            return
+        evidence = answer.get("evidence") if answer else None
+        fields = coredump.fields(document, path, evidence if isinstance(evidence, dict) else {})
+        if self.log.entry(CRITICAL, coredump.message(document), fields):
+            document["journaled_usec"] = time.time_ns() // 1000
 
     def conclude(self, dump: Dump, document: Record, answer: dict[str, Any] | None) -> Verdict:
         """Take the snapshot into the record once it is on the disk."""

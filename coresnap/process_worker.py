@@ -18,6 +18,7 @@ import sys
 if __name__ == "__main__":
     sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
 
+import json
 import shutil
 import socket
 import time
@@ -26,11 +27,14 @@ from typing import Any
 from coresnap.ground import program, runner, wire
 from coresnap.ground.errors import BadInput, CoresnapError
 from coresnap.ground.formats import expand
+from coresnap.snapshot.asset import read_asset
+from coresnap.spool import coredump
 
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _DEFAULTS_MAX_BYTES = 64 << 10
 _OUTPUT_MAX_BYTES = 64 << 10
 _BAD_INPUT = 65
+_EVIDENCE_MAX_BYTES = wire.LIMIT_BYTES - (16 << 10)
 _CONNECTION_FD = 0
 _FIELDS = {
     "uuid": str,
@@ -60,6 +64,8 @@ def work(connection: socket.socket) -> int:
         answer = _process(request, dict(zip(request["files"], fds, strict=True)))
     except CoresnapError as error:
         answer = {"version": 1, "status": "failed", "detail": error.line()}
+    if "assets.tar" in request["files"]:
+        answer["evidence"] = _evidence(fds[request["files"].index("assets.tar")])
     wire.send(connection, answer)
     return 0
 
@@ -106,6 +112,23 @@ def _process(request: dict[str, Any], files: dict[str, int]) -> dict[str, Any]:
         return {"version": 1, "status": "done", "elapsed_usec": elapsed_usec, "detail": _last_line(result.output)}
     status = "refused" if result.status == _BAD_INPUT else "failed"
     return {"version": 1, "status": status, "detail": f"snapshot.command: {_ending(result)}"}
+
+
+def _evidence(fd: int) -> dict[str, str]:
+    """Return what the asset tells for the journal, as much of it as a message holds; nothing where it cannot be read."""
+    try:
+        members = read_asset(f"/proc/self/fd/{fd}", [], coredump.EVIDENCE)
+    except (BadInput, OSError):
+        return {}
+    texts: dict[str, str] = {}
+    left_bytes = _EVIDENCE_MAX_BYTES
+    for name, (_field, most) in coredump.EVIDENCE.items():
+        text = members.get(name, b"")[:most].replace(b"\0", b"\n").decode("utf-8", "replace").rstrip("\n")
+        left_bytes -= len(json.dumps(text))
+        if left_bytes < 0:
+            break
+        texts[name] = text
+    return texts
 
 
 def _formats(request: dict[str, Any], files: dict[str, int]) -> dict[str, str]:

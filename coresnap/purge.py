@@ -50,6 +50,7 @@ def _purge(options: argparse.Namespace, log: Log) -> int:
                     print(f"{stage}/{uuid} {size_bytes} bytes would go")
                 else:
                     log.info(f"{uuid}: removed from {stage} by age, {size_bytes} bytes", CORESNAP_DUMP=uuid)
+        spool.unlink_orphans()
         if loaded.dump_ceiling_bytes:
             recount(spool)
     return 0

@@ -31,11 +31,12 @@ if __name__ == "__main__":
 from typing import Any
 
 from coresnap.ground import durable
+from coresnap.ground.log import Log
 from coresnap.ground.program import argv_of
 from coresnap.ground.settings import Settings
 from coresnap.spool import stage_program, stages
 from coresnap.spool.record import Record
-from coresnap.spool.stages import Dump
+from coresnap.spool.stages import Dump, Spool
 from coresnap.spool.trade import Verdict
 from coresnap.store import Receipt
 
@@ -54,7 +55,7 @@ class Sending:
     first_retry_usec = 30_000_000
     last_retry_usec = 3_600_000_000
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, _log: Log) -> None:
         self.settings = settings
         self.worker = argv_of("send_worker")
         self.attempts = settings.send_attempts
@@ -93,6 +94,9 @@ class Sending:
         """Return the name of the store: the object store of send.coroner where that file exists, else send.store."""
         coroner = self.settings.send_coroner
         return f"coroner:{coroner}" if os.path.lexists(coroner) else self.settings.send_store
+
+    def settle(self, spool: Spool, dump: Dump, document: Record, answer: dict[str, Any] | None) -> None:
+        """Nothing more is due."""
 
     def conclude(self, dump: Dump, _document: Record, answer: dict[str, Any] | None) -> Verdict:
         """Keep the receipt; without one nothing counts as delivered."""

@@ -44,6 +44,16 @@ _TRANSPORTS = {
 }
 
 
+#: Where the process belonged, in the words of systemctl.
+_PLACE = (
+    ("Unit", "unit"),
+    ("User unit", "user_unit"),
+    ("Slice", "slice"),
+    ("Session", "session"),
+    ("Container", "container"),
+)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument("dump", metavar="UUID", help="the dump, [STAGE/]BEGINNING-OF-UUID")
@@ -72,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _crash(document: Record) -> list[tuple[str, str]]:
-    victim, captured = document["victim"], document["captured"]
+    victim, captured, place = document["victim"], document["captured"], document["place"]
     held = f", the process held for {human_duration(captured['held_usec'])}" if captured["transport"] in _HELD else ""
     transport = _TRANSPORTS.get(captured["transport"], printable(captured["transport"]))
     return [
@@ -85,6 +95,7 @@ def _crash(document: Record) -> list[tuple[str, str]]:
         ("User", _known(victim["uid"], lambda number: pwd.getpwuid(number).pw_name)),
         ("Group", _known(victim["gid"], lambda number: grp.getgrgid(number).gr_name)),
         ("Signal", _signal(victim["signal"])),
+        *((title, printable(str(place[name] or ""), 1000)) for title, name in _PLACE),
         ("Captured", f"{transport}{held}"),
     ]
 

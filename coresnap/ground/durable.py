@@ -143,9 +143,10 @@ def rename(src_dir_fd: int, src: str, dst_dir_fd: int, dst: str) -> None:
     _call("rename", dst, os.rename, src, dst, src_dir_fd=src_dir_fd, dst_dir_fd=dst_dir_fd)
 
 
-def link(dir_fd: int, name: str, new_name: str) -> None:
-    """Give a file another name in its directory; raises FileExistsError where that is taken. The caller syncs."""
-    _call("link", new_name, os.link, name, new_name, src_dir_fd=dir_fd, dst_dir_fd=dir_fd, follow_symlinks=False)
+def link(dir_fd: int, name: str, new_name: str, new_dir_fd: "int | None" = None) -> None:
+    """Give a file another name, in its directory or another; raises FileExistsError where that is taken. The caller syncs."""
+    target_fd = dir_fd if new_dir_fd is None else new_dir_fd
+    _call("link", new_name, os.link, name, new_name, src_dir_fd=dir_fd, dst_dir_fd=target_fd, follow_symlinks=False)
 
 
 def unlink(dir_fd: int, name: str) -> None:

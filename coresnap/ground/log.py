@@ -7,7 +7,10 @@ one is installed makes no difference here. A person at a terminal sees each line
 
 from __future__ import annotations
 
+import errno
 import os
+import select
+import socket
 import sys
 import syslog
 from collections.abc import Callable, Mapping
@@ -17,7 +20,7 @@ from coresnap.ground.text import printable
 IDENTIFIER = "coresnap"
 JOURNAL_SOCKET = "/run/systemd/journal/socket"
 SYSLOG_SOCKET = "/dev/log"
-ERROR, WARNING, INFO = 3, 4, 6
+CRITICAL, ERROR, WARNING, INFO = 2, 3, 4, 6
 _MESSAGE_MAX = 8192
 
 #: Every field that a program may give an entry, and what it holds.
@@ -27,22 +30,29 @@ FIELDS = {
     "MESSAGE_ID": "identifies the kind of message",
 }
 
+#: Fields that are systemd-coredump's, of which its manual page tells.
+_SYSTEMDS = "COREDUMP_"
+
 Backend = Callable[[int, str, Mapping[str, str]], None]
 
 
 class Log:
     """Where a program's lines go."""
 
-    def __init__(self, backends: list[Backend]) -> None:
+    def __init__(self, backends: list[Backend], journal: Backend | None = None) -> None:
         self._backends = backends
+        self._journal = journal
+        self._lost = 0
 
     @classmethod
     def open(cls) -> Log:
         """Choose the journal, syslog or standard error, in this order, by what is there; and the terminal beside it."""
-        backend = _journal() or _syslog()
+        journal = _journal()
+        backend = journal or _syslog()
         if backend is None:
             return cls([_standard_error])
-        return cls([backend, _standard_error] if sys.stderr is not None and sys.stderr.isatty() else [backend])
+        terminal = [_standard_error] if sys.stderr is not None and sys.stderr.isatty() else []
+        return cls([backend, *terminal], journal)
 
     def info(self, message: str, **fields: str) -> None:
         """Log what went as it should."""
@@ -56,14 +66,46 @@ class Log:
         """Log what somebody has to look at."""
         self._send(ERROR, message, fields)
 
+    def entry(self, priority: int, message: str, fields: Mapping[str, str]) -> bool:
+        """Put an entry into the journal alone, its fields as they are, of several lines or not; say whether there is one."""
+        _check(fields)
+        if self._journal is None:
+            return False
+        try:
+            self._journal(priority, message, {name: value.replace("\0", "") for name, value in fields.items() if value})
+        except OSError:
+            return False
+        return True
+
     def _send(self, priority: int, message: str, fields: Mapping[str, str]) -> None:
-        unknown = fields.keys() - FIELDS.keys()
-        if unknown:
-            raise ValueError(f"undeclared fields: {', '.join(sorted(unknown))}")
+        _check(fields)
         line = printable(message, _MESSAGE_MAX)
         clean = {name: printable(value, _MESSAGE_MAX) for name, value in fields.items() if value}
         for backend in self._backends:
-            backend(priority, line, clean)
+            try:
+                if self._lost:
+                    backend(WARNING, f"{self._lost} lines before this one could not be logged here", {})
+                    self._lost = 0
+                backend(priority, line, clean)
+            except OSError:  # nobody is kept waiting for a journal that does not read
+                self._lost += 1
+                _standard_error(priority, line, clean)
+
+
+def _check(fields: Mapping[str, str]) -> None:
+    unknown = [name for name in fields if name not in FIELDS and not name.startswith(_SYSTEMDS)]
+    if unknown:
+        raise ValueError(f"undeclared fields: {', '.join(sorted(unknown))}")
+
+
+def _takes() -> None:
+    """Raise OSError where the journal is not there, or would have its sender wait: a datagram socket that is full."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as probe:
+        probe.connect(JOURNAL_SOCKET)
+        poll = select.poll()
+        poll.register(probe, select.POLLOUT)
+        if not poll.poll(0):
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN), JOURNAL_SOCKET)
 
 
 def _journal() -> Backend | None:
@@ -79,6 +121,7 @@ def _systemd_python() -> Backend | None:
         return None
 
     def send(priority: int, message: str, fields: Mapping[str, str]) -> None:
+        _takes()
         # Naming the caller's file and line is left out: they are this module's.
         journal.send(message, CODE_FUNC="", PRIORITY=str(priority), SYSLOG_IDENTIFIER=IDENTIFIER, **fields)
 
@@ -92,6 +135,7 @@ def _cysystemd() -> Backend | None:
         return None
 
     def send(priority: int, message: str, fields: Mapping[str, str]) -> None:
+        _takes()
         journal.send(message=message, PRIORITY=str(priority), SYSLOG_IDENTIFIER=IDENTIFIER, **fields)
 
     return send

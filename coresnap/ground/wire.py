@@ -15,7 +15,7 @@ from typing import Any
 
 from coresnap.ground.errors import BadInput
 
-LIMIT_BYTES = 64 << 10
+LIMIT_BYTES = 128 << 10
 
 
 def send(connection: socket.socket, message: dict[str, Any], fds: Sequence[int] = ()) -> None:

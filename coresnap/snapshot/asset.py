@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Collection
 from typing import BinaryIO, NamedTuple
 
 from coresnap.ground.errors import BadInput
@@ -36,8 +37,8 @@ class _Member(NamedTuple):
     size_bytes: int
 
 
-def read_asset(path: str, missing: list[str]) -> dict[str, bytes]:
-    """Return the members that a report draws on, by name; a line in `missing` says what of the asset could not be read.
+def read_asset(path: str, missing: list[str], names: Collection[str] = _NAMES) -> dict[str, bytes]:
+    """Return these members, those that a report draws on, by name; a line in `missing` says what of the asset could not be read.
 
     A device such as /dev/null stands for no asset. Raises BadInput where it is no TAR, OSError where it is unreadable.
     """
@@ -47,13 +48,13 @@ def read_asset(path: str, missing: list[str]) -> dict[str, bytes]:
             return {}
         if not stat.S_ISREG(mode):
             raise BadInput("not a regular file")
-        members, gaps = _read_members(file)
+        members, gaps = _read_members(file, names)
     if gaps:
         missing.append(f"the asset: {'; '.join(gaps)}")
     return members
 
 
-def _read_members(file: BinaryIO) -> tuple[dict[str, bytes], list[str]]:
+def _read_members(file: BinaryIO, names: Collection[str]) -> tuple[dict[str, bytes], list[str]]:
     """Read the members up to the end or to what is damaged; return them, and what there is no more of."""
     members: dict[str, bytes] = {}
     gaps: list[str] = []
@@ -73,7 +74,7 @@ def _read_members(file: BinaryIO) -> tuple[dict[str, bytes], list[str]]:
             break
         if extended or member.kind not in _PLAIN + _DIRECTORY:
             others += 1
-        elif member.name in _NAMES and member.kind in _PLAIN and member.name not in members:
+        elif member.name in names and member.kind in _PLAIN and member.name not in members:
             content = file.read(min(member.size_bytes, _MEMBER_MAX_BYTES))
             if len(content) < member.size_bytes:
                 gaps.append(f"{member.name}: {len(content)} of {member.size_bytes} bytes")

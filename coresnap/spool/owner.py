@@ -261,14 +261,14 @@ class Owner:
             document["attempts"][self.trade.name] += 1
             judged = answer.get("verdict") if answer else None
             verdict = judged if isinstance(judged, Verdict) else self.trade.conclude(dump, document, answer)
-            verdict = self._apply(dump, document, verdict)
+            verdict = self._apply(dump, document, verdict, answer)
         except (CoresnapError, OSError) as error:
             verdict = Verdict("later", _line(error), self.trade.first_retry_usec)
             self._schedule(dump.uuid, self.trade.first_retry_usec)
         self.tell(dump.uuid, document, verdict, dump.stage)
         dump.close()
 
-    def _apply(self, dump: Dump, document: Record, verdict: Verdict) -> Verdict:
+    def _apply(self, dump: Dump, document: Record, verdict: Verdict, answer: dict[str, Any] | None) -> Verdict:
         attempts = document["attempts"][self.trade.name]
         if verdict.status == "later" and self.trade.attempts and attempts >= self.trade.attempts:
             verdict = Verdict("failed", f"given up on after {attempts} attempts: {verdict.detail}")
@@ -290,6 +290,7 @@ class Owner:
         if verdict.status == "failed":
             document["failure"] = {"reason": self.trade.name, "detail": verdict.detail[:2000]}
         record.note(document, f"{self.trade.name}: {verdict.status}", verdict.detail)
+        self.trade.settle(self.spool, dump, document, answer)
         record.store(dump, document, *self.trade.owner)
         self.spool.move(dump, self.trade.next_stage if verdict.status == "done" else stages.FAILED)
         return verdict

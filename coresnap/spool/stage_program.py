@@ -15,7 +15,7 @@ from coresnap.spool.stages import Spool
 from coresnap.spool.trade import Tell, Trade, Verdict
 
 
-def main(name: str, manual: str, trade: Callable[[settings.Settings], Trade], arguments: list[str] | None) -> int:
+def main(name: str, manual: str, trade: Callable[[settings.Settings, Log], Trade], arguments: list[str] | None) -> int:
     """Be the stage owner `name` of this trade; return its exit status."""
     parser = argparse.ArgumentParser(
         prog=f"coresnap-{name}", description=manual, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -38,13 +38,13 @@ def main(name: str, manual: str, trade: Callable[[settings.Settings], Trade], ar
 
 
 def _run(
-    trade: Callable[[settings.Settings], Trade], options: argparse.Namespace, linger_usec: int | None, log: Log
+    trade: Callable[[settings.Settings, Log], Trade], options: argparse.Namespace, linger_usec: int | None, log: Log
 ) -> int:
     loaded = settings.load(options.settings)
     if options.output:
         loaded = replace(loaded, command_output=options.output)
     with Spool(loaded.dump_root) as spool, program.signals() as caught:
-        owner = Owner(spool, trade(loaded), _teller(log), options.worker_socket)
+        owner = Owner(spool, trade(loaded, log), _teller(log), options.worker_socket)
         notify.ready()
         owner.run(caught, once=options.once, linger_usec=linger_usec)
         notify.stopping()

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 STAGING, PENDING, SENDING, COMMITTED, FAILED = STAGES = ("staging", "pending", "sending", "committed", "failed")
 
 #: What is being removed lies in staging under this prefix.
+#: Where a core has a name that stays, whichever stage its dump is in.
+LINKS = "by-uuid"
 REMOVED = ".removed-"
 
 _HINTS = {
@@ -207,6 +209,38 @@ class Spool:
         durable.sync(target)
         durable.sync(source)
 
+    def link_core(self, dump: Dump) -> str:
+        """Give the core the name by which the journal knows it, wherever its dump moves; return that path."""
+        name = f"{dump.uuid}.core"
+        links_fd = self._links()
+        try:
+            durable.link(dump.fd, "core", name, links_fd)
+            durable.sync(links_fd)
+        except FileExistsError:
+            pass  # an earlier attempt has come as far
+        finally:
+            os.close(links_fd)
+        return os.path.join(self.path, LINKS, name)
+
+    def _links(self) -> int:
+        if not durable.exists(self.root_fd, LINKS):
+            return durable.mkdir(self.root_fd, LINKS, 0o700, self.uid, self.gid)
+        return durable.open_directory(LINKS, self.root_fd)
+
+    def unlink_orphans(self, uuid: str = "") -> None:
+        """Unlink the journal's names of cores that are in no dump any more; of one dump's alone where that is given."""
+        links_fd = self._links()
+        try:
+            for name in [f"{uuid}.core"] if uuid else os.listdir(links_fd):
+                try:
+                    alone = os.stat(name, dir_fd=links_fd, follow_symlinks=False).st_nlink == 1
+                except FileNotFoundError:
+                    continue
+                if alone:
+                    durable.unlink(links_fd, name)
+        finally:
+            os.close(links_fd)
+
     def remove(self, dump: Dump) -> None:
         """Remove a locked dump: one rename takes it out of its stage, and the sweep ends what a crash interrupts."""
         staging = self.stage_fds[STAGING]
@@ -215,6 +249,8 @@ class Spool:
         durable.sync(self.stage_fds[dump.stage])
         durable.remove_tree(staging, doomed)
         durable.sync(staging)
+        if durable.exists(self.root_fd, LINKS):
+            self.unlink_orphans(dump.uuid)
         dump.close()
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from coresnap.spool.record import Record
-from coresnap.spool.stages import Dump
+from coresnap.spool.stages import Dump, Spool
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,9 @@ class Trade(Protocol):
 
         None where the work is done already, a Verdict where it cannot be done.
         """
+
+    def settle(self, spool: Spool, dump: Dump, document: Record, answer: dict[str, Any] | None, /) -> None:
+        """Do what is due when a dump leaves the stage, before its record is stored. Raises nothing that could keep it there."""
 
     def conclude(self, dump: Dump, document: Record, answer: dict[str, Any] | None, /) -> Verdict:
         """Judge the answer (None: the worker died), and put its result into the dump and its record, durably."""

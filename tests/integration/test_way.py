@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ import pytest
 from coresnap.ground import durable
 from coresnap.spool import record
 from coresnap.spool.stages import STAGES, Spool
-from tests.support.site import Site, assert_whole
+from tests.support.site import REPOSITORY, Site, assert_whole
 
 
 def _only(site: Site) -> tuple[str, dict[str, Any]]:
@@ -281,3 +283,20 @@ def test_purge_by_age(site: Site, real_core: Path) -> None:
     assert sorted(site.stages()) == ["committed", "pending"], "what waits is not removed, however old"
     assert os.listdir(site.root / "staging") == []
     assert set(STAGES) <= set(os.listdir(site.root))
+
+
+def test_a_core_keeps_a_name_of_its_own(site: Site, real_core: Path) -> None:
+    """The journal knows a core by it; it goes when the core goes, also where a removal was cut short."""
+    for _ in range(2):
+        site.archive(real_core).check_returncode()
+    site.once()
+    names = site.root / "by-uuid"
+    for _stage, path in site.dumps():
+        assert (names / f"{path.name}.core").samefile(path / "core")
+    (_stage, first), (_stage, second) = site.dumps()
+    argv = [sys.executable, "-m", "coresnap.cli", "--settings", str(site.settings), "rm", first.name]
+    assert subprocess.run(argv, cwd=REPOSITORY, check=False).returncode == 0
+    assert [path.name for path in names.iterdir()] == [f"{second.name}.core"]
+    shutil.rmtree(second)
+    site.run("purge").check_returncode()
+    assert list(names.iterdir()) == []

@@ -37,28 +37,67 @@ print(json.dumps([server.recv(65536).decode() for _ in range(2)]))
 """
 
 
+#: A journal that reads nothing for a while, then all: what a program that logs meanwhile finds.
+_FULL = """
+import json, os, socket, sys
+path = "/run/systemd/journal/socket"
+os.makedirs(os.path.dirname(path), exist_ok=True)
+server = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+server.bind(path)
+for name in sys.argv[2].split():
+    sys.modules[name] = None
+from coresnap.ground.log import Log
+log = Log.open()
+for number in range(2000):
+    log.info(f"line {number}")
+told = log.entry(2, "crash", {"COREDUMP_PID": "1"})
+server.setblocking(False)
+def drained():
+    lines = []
+    while True:
+        try:
+            lines.append(server.recv(65536).decode())
+        except BlockingIOError:
+            return lines
+before = drained()
+later = log.entry(2, "crash", {"COREDUMP_PID": "1", "COREDUMP_CMDLINE": "two\\nlines"})
+log.info("after")
+print(json.dumps([told, len(before), later, drained()]))
+"""
+
+
 def _received(kind: str, blocked: str) -> list[str]:
     """Log two lines where a journal or a syslog listens, with some packages not to be had; return the datagrams."""
+    received: list[str] = json.loads(_alone(_LISTENER, kind, blocked).stdout)
+    return received
+
+
+def _alone(program: str, kind: str, blocked: str) -> subprocess.CompletedProcess[str]:
+    """Run a program with a /run and a /dev of its own."""
     mounts = "mount -t tmpfs run /run && mount -t tmpfs dev /dev && "
     root = [] if os.getuid() == 0 else ["--user", "--map-root-user"]
-    argv = [
-        "unshare",
-        "--mount",
-        *root,
-        "sh",
-        "-c",
-        f'{mounts} exec "$@"',
-        "sh",
-        sys.executable,
-        "-c",
-        _LISTENER,
-        kind,
-        blocked,
-    ]
+    start = ["unshare", "--mount", *root, "sh", "-c", f'{mounts} exec "$@"', "sh"]
+    argv = [*start, sys.executable, "-c", program, kind, blocked]
     done = subprocess.run(argv, cwd=_REPOSITORY, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0, done.stderr
-    received: list[str] = json.loads(done.stdout)
-    return received
+    return done
+
+
+@pytest.mark.parametrize(("package", "other"), [("systemd", "cysystemd"), ("cysystemd", "systemd")])
+def test_a_journal_that_does_not_read_keeps_nobody_waiting(package: str, other: str) -> None:
+    if importlib.util.find_spec(package) is None:
+        pytest.skip(f"{package} is not installed here; the other of the two environments has it")
+    done = _alone(_FULL, "journal", other)
+    told, taken, later, lines = json.loads(done.stdout)
+    assert taken < 2000
+    assert len(done.stderr.splitlines()) == 2000 - taken, "what the journal has not taken is on standard error"
+    assert not told
+    assert later
+    entry, lost, after = lines
+    assert "COREDUMP_PID=1\n" in entry
+    assert "two\nlines" in entry
+    assert f"MESSAGE={2000 - taken} lines before this one could not be logged here" in lost
+    assert "MESSAGE=after" in after
 
 
 @pytest.mark.parametrize(("package", "other"), [("systemd", "cysystemd"), ("cysystemd", "systemd")])

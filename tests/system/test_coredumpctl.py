@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""coredumpctl, which knows nothing of coresnap, finds its dumps; and a journal that is away holds nothing up."""
+
+from __future__ import annotations
+
+import json
+
+from tests.system.machine import Machine
+
+_CRASH = "python3 -c 'import ctypes; ctypes.string_at(16)' || true"
+
+
+def _until(guest: Machine, condition: str, seconds: int = 90) -> None:
+    script = f"for i in $(seq {seconds * 5}); do if {condition}; then exit 0; fi; sleep 0.2; done; exit 1"
+    guest.sh(script, seconds=seconds * 4)
+
+
+def _crash_in_a_unit(guest: Machine) -> str:
+    """Crash a service's process; return its dump's UUID once it has been delivered."""
+    before = set(guest.sh("ls /var/lib/coresnap/committed").stdout.split())
+    guest.sh(
+        "systemd-run -q --wait -p Environment=LANG=C.UTF-8 --unit=victim python3 -c 'import ctypes; ctypes.string_at(16)' || true"
+    )
+    _until(guest, f'[ "$(ls /var/lib/coresnap/committed | wc -l)" -gt {len(before)} ]')
+    (uuid,) = set(guest.sh("ls /var/lib/coresnap/committed").stdout.split()) - before
+    return uuid
+
+
+def test_coredumpctl_finds_it_after_it_has_moved(enabled: Machine) -> None:
+    uuid = _crash_in_a_unit(enabled)
+    _until(enabled, "coredumpctl list --no-pager --no-legend 2>/dev/null | grep -q python3")
+    listed = enabled.sh("coredumpctl list --no-pager --no-legend").stdout
+    assert "SIGSEGV" in listed
+    assert "present" in listed
+    info = enabled.sh("coredumpctl info --no-pager").stdout
+    for expected in (
+        "python3",
+        "11 (SEGV)",
+        "Unit: victim.service",
+        "Slice: system.slice",
+        f"by-uuid/{uuid}.core (present)",
+    ):
+        assert expected in info, info
+    entries = enabled.sh("journalctl -b -o json MESSAGE_ID=fc2e22bc6ee647b6b90729ab34a250b1").stdout.splitlines()
+    assert len(entries) == 1, "one entry a dump"
+    entry = json.loads(entries[0])
+    assert entry["COREDUMP_UNIT"] == "victim.service"
+    assert entry["COREDUMP_ENVIRON"].startswith("LANG=C.UTF-8") or "\nLANG=C.UTF-8" in entry["COREDUMP_ENVIRON"]
+    assert "Max core file size" in entry["COREDUMP_PROC_LIMITS"]
+    assert entry["COREDUMP_CGROUP"] == "/system.slice/victim.service"
+    shown = enabled.sh(f"coresnap info {uuid[:8]}").stdout
+    assert "victim.service" in shown
+
+
+def test_the_core_s_name_goes_with_the_core(enabled: Machine) -> None:
+    (uuid,) = enabled.sh("ls /var/lib/coresnap/committed").stdout.split()
+    enabled.sh(f"coresnap rm {uuid}")
+    assert enabled.sh("ls /var/lib/coresnap/by-uuid").stdout == ""
+    assert "missing" in enabled.sh("coredumpctl list --no-pager --no-legend").stdout
+
+
+def test_a_journal_that_is_away_holds_nothing_up(enabled: Machine) -> None:
+    enabled.sh("systemctl stop systemd-journald.socket systemd-journald-dev-log.socket systemd-journald.service 2>&1")
+    try:
+        enabled.sh(_CRASH)
+        _until(enabled, '[ "$(ls /var/lib/coresnap/committed | wc -l)" -ge 1 ]')
+    finally:
+        enabled.sh("systemctl start systemd-journald.socket systemd-journald-dev-log.socket systemd-journald.service")
+    (dump,) = json.loads(enabled.sh("coresnap list --json").stdout)
+    assert dump["record"]["core"]["truncated"] is None
