@@ -12,13 +12,14 @@ VENV_NEEDS := python3-venv python3-dev gcc libc6-dev libsystemd-dev pkg-config
 SYSTEM_NEEDS := $(RUN_NEEDS) python3-pytest qemu-system-x86 qemu-utils mmdebstrap e2fsprogs
 LINT_NEEDS := $(VENV_NEEDS) shellcheck
 
-.PHONY: help demo test test-venv test-system check lint bench generate install clean
+.PHONY: help demo test test-venv smoke test-system check lint bench generate install clean
 
 help:
 	@echo 'make demo       a real program crashes; its dump goes all the way to a store'
 	@echo 'make test       the tests, with $(PYTHON) and its distribution packages'
 	@echo 'make test-venv  the same in a virtual environment from PyPI'
-	@echo 'make test-system  in virtual machines with kernels of their own (minutes; root)'
+	@echo 'make smoke      the shorter tests in virtual machines with kernels of their own (minutes; root)'
+	@echo 'make test-system  all tests in virtual machines with kernels of their own (tens of minutes; root)'
 	@echo 'make check      lint, types, generated files, and make test'
 	@echo 'make bench      the figures of docs/benchmarks.md'
 	@echo 'make generate   write the files that derive from tables again'
@@ -45,6 +46,10 @@ lint: $(VENV)/stamp
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/mypy
 	shellcheck tools/need tools/copy-package tools/after-install .ci/run
+
+smoke:
+	@tools/need $(SYSTEM_NEEDS)
+	$(PYTHON) -m pytest tests/system -m 'not long'
 
 test-system:
 	@tools/need $(SYSTEM_NEEDS)

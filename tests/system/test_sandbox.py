@@ -12,6 +12,8 @@ import pytest
 
 from tests.system.machine import Machine
 
+pytestmark = pytest.mark.long
+
 _CRASH = "python3 -c 'import ctypes; ctypes.string_at(16)' || true"
 #: A hostile snapshot.command, and send.command: it says what it could do, where the test finds it.
 _INTRUDER = Path(__file__).with_name("intruder.py")
