@@ -24,7 +24,8 @@ OPTIONS
     --help           print this
 
 EXIT STATUS
-    0 kept; 65 what came is no core, or its notes are cut; 69 there is no spool; 75 no room; 2 usage.
+    0 kept; 65 what came is no core, or its notes are cut; 69 there is no spool, or the settings do not want it;
+    75 no room; 2 usage.
     Every core that is not kept is in the ledger: `coresnap why`.
 
 SECURITY
@@ -60,7 +61,7 @@ _HANDOVER_MSEC = 60_000
 _OWN_SLICE = b"/coresnap.slice/"
 _JOURNALD = b"/systemd-journald"
 _PID_1 = b"/init.scope"
-_EXIT_STATUS = {"": 0, "no-spool": 69, "empty": 65, "not-a-core": 65, "cut-short": 65, "internal": 1}
+_EXIT_STATUS = {"": 0, "no-spool": 69, "rlimit": 69, "empty": 65, "not-a-core": 65, "cut-short": 65, "internal": 1}
 
 
 def main(arguments: "Sequence[str]") -> int:

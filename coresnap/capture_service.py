@@ -12,7 +12,7 @@ DESCRIPTION
     always one that waits, until N capture at once: further crashes wait then, held, in the sockets' queues.
 
     --settings FILE  the flat settings that `coresnap config --compile` wrote, read anew for each crash
-    --jobs N         most captures at once (default 16)
+    --jobs N         most captures at once (default: archive.jobs)
 
 SIGNALS
     SIGTERM: no further crash is taken; it ends once those under way are whole.
@@ -318,7 +318,7 @@ def main(arguments: list[str] | None = None) -> int:
         prog="coresnap-capture", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--settings", metavar="FILE", default=flat.PATH, help="archive's settings, compiled")
-    parser.add_argument("--jobs", metavar="N", type=int, default=16, help="most captures at once")
+    parser.add_argument("--jobs", metavar="N", type=int, help="most captures at once, in place of archive.jobs")
     options = parser.parse_args(arguments)
     log = Log.open()
     return program.run("coresnap-capture", lambda: _run(options, log), log.error)
@@ -331,8 +331,9 @@ def _run(options: argparse.Namespace, log: Log) -> int:
     _never_dump_core()
     for listener in listeners.values():
         listener.setblocking(False)
+    jobs = options.jobs or flat.read(options.settings)[0].jobs
     with program.signals() as caught:
-        Service(listeners, options.settings, options.jobs, log).run(caught)
+        Service(listeners, options.settings, jobs, log).run(caught)
     return 0
 
 

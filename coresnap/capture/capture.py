@@ -11,6 +11,7 @@ import select
 import stat
 import time
 
+from coresnap.capture import policy
 from coresnap.capture.copy import Copied, copy
 from coresnap.capture.evidence import Evidence, Reader
 from coresnap.capture.source import Withdrawn
@@ -84,16 +85,17 @@ class Capture:
     def _hold(self, source: "Source", proc: "str | None", reader: Reader) -> None:
         self.evidence = Evidence(proc, self.settings.environ, reader)
         self.spool = Spool(self.settings.root)
-        stays = source.keeps_process()
-        if not stays:
+        later = source.keeps_process() and not policy.needs_limits(self.settings, self.victim)
+        if not later:
             self._take_evidence()
+        policy.decide(self.settings, self.victim, self.evidence.members.get("proc/limits", b""))
         need_bytes = OVERHEAD_BYTES + self._core_bytes(source.fd)
         self.reservation = Reservation(self.spool, self.settings.quota_percent, self.settings.ceiling_bytes, need_bytes)
         self.dump = self.spool.new()
         self.core_fd = durable.create(self.dump.fd, CORE, *self.settings.owner())
         source.begin()
         self.copied = copy(source.fd, self.core_fd, self.reservation, OVERHEAD_BYTES)
-        if stays:  # its evidence has been read while its core was copied
+        if later:  # its evidence has been read while its core was copied
             self._take_evidence()
 
     def _take_evidence(self) -> None:
@@ -113,7 +115,9 @@ class Capture:
     def fail(self, error: "CoresnapError | OSError") -> None:
         """Note why the capture has failed, as one of the ledger's reasons."""
         self.error = error
-        if isinstance(error, QuotaExceeded):
+        if isinstance(error, policy.Declined):
+            self.reason = error.reason
+        elif isinstance(error, QuotaExceeded):
             self.reason = "quota"
         elif isinstance(error, Withdrawn):
             self.reason = WITHDRAWN

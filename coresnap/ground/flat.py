@@ -29,6 +29,7 @@ _RANGES = {
     "quota_percent": (0, 100),
     "ceiling_bytes": (0, 1 << 62),
     "evidence_budget_usec": (0, 1 << 40),
+    "jobs": (1, 1024),
 }
 
 
@@ -40,8 +41,10 @@ class ArchiveSettings:
         "environ",
         "evidence_budget_usec",
         "gid",
+        "jobs",
         "mode",
         "quota_percent",
+        "rlimit_core",
         "root",
         "uid",
     )
@@ -56,6 +59,8 @@ class ArchiveSettings:
         self.ceiling_bytes = 0
         self.environ = tuple(_ENVIRON.split())
         self.evidence_budget_usec = 1_000_000
+        self.rlimit_core = "ignore"
+        self.jobs = 16
 
     def owner(self) -> "tuple[int, int, int]":
         """Return mode, uid and gid of a dump's files, in the order that coresnap.ground.durable takes them."""
@@ -112,6 +117,10 @@ def _take(settings: ArchiveSettings, line: str) -> None:
         settings.root = value
     elif name == "environ":
         settings.environ = tuple(value.split())
+    elif name == "rlimit_core":
+        if value not in ("ignore", "honour"):
+            raise ValueError("rlimit_core: not ignore or honour")
+        settings.rlimit_core = value
     elif name in _RANGES:
         low, high = _RANGES[name]
         digits = value.removeprefix("-")

@@ -33,6 +33,7 @@ REASONS = {
     "quota": "the disk has less free space than dump.quota demands, or the spool has reached dump.ceiling",
     "disk-full": "the file system was full before the core's notes were written",
     "write-error": "the file system gave an error before the core's notes were written",
+    "rlimit": "RLIMIT_CORE of the process was 0, and archive.rlimit_core has that honoured",
     "empty": "the kernel, or who called archive, sent no bytes",
     "not-a-core": "what came was not an ELF core",
     "cut-short": "the core ended before its notes were complete",

@@ -272,3 +272,12 @@ def test_a_disk_that_fills_up_meanwhile_keeps_what_it_can(tmp_path: Path) -> Non
     assert result["stages"] == ["pending"], result
     assert result["truncated"]["reason"] == "disk-full", result
     assert result["truncated"]["expected_bytes"] == core.stat().st_size
+
+
+@pytest.mark.parametrize(("policy", "kept"), [("ignore", 1), ("honour", 0)])
+def test_a_core_limit_of_nothing(tmp_path: Path, real_core: Path, policy: str, kept: int) -> None:
+    site = Site(tmp_path / "site", archive__rlimit_core=policy)
+    done = site.archive(real_core, "4194304", "4194304", "0", "0", "11", "", "0", "1", "", "!bin!x")
+    assert done.returncode == (0 if kept else 69)
+    assert len(site.stages()) == kept
+    assert [entry["reason"] for entry in site.ledger()] == ["rlimit"] * (1 - kept)

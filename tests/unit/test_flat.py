@@ -22,6 +22,8 @@ dump.quota = 25%
 dump.ceiling = 20G
 archive.environ = PATH LC_*
 archive.evidence_budget = 250ms
+archive.rlimit_core = honour
+archive.jobs = 3
 """
 
 
@@ -53,6 +55,8 @@ def test_what_is_compiled_is_what_is_read(tmp_path: Path) -> None:
         "ceiling_bytes": 20 << 30,
         "environ": ("PATH", "LC_*"),
         "evidence_budget_usec": 250_000,
+        "rlimit_core": "honour",
+        "jobs": 3,
     }
     assert known.owner() == (0o640, 4711, 4712)
     assert compiled.stat().st_mode & 0o777 == 0o644

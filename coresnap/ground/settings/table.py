@@ -104,6 +104,22 @@ class Values:
         archive="evidence_budget_usec",
     )
 
+    archive_rlimit_core: str = _row(
+        "archive.rlimit_core", kinds.Choice(("ignore", "honour")), "ignore", "archive", """
+        Whether a process whose soft RLIMIT_CORE is 0, which is what most services have, is captured all the same: ignore
+        captures it, honour leaves its core and puts that on record. A limit above 0 never cuts a core. The kernel itself
+        passes over a process whose limit is 1.
+        """,
+        archive="rlimit_core",
+    )
+    archive_jobs: int = _row(
+        "archive.jobs", kinds.Number(1, 1024), "16", "archive", """
+        Most captures at once by the capture service, which reads this when it is started. Further crashes wait, held,
+        until one of them has ended.
+        """,
+        archive="jobs",
+    )
+
     snapshot_command: tuple[str, ...] = _row(
         "snapshot.command", kinds.Argv("SBacepus"),
         "coresnap-snapshot -o%S --kv=coresnap.object:%B --resource=%a --core %c %e", "snapshot", """
