@@ -50,7 +50,7 @@ from coresnap.capture.handover import HandedOver
 from coresnap.capture.kernel_socket import KernelSocket, victim_of
 from coresnap.capture.resident import ResidentReader
 from coresnap.capture.source import Source
-from coresnap.capture.tell import tell
+from coresnap.capture.tell import tell, tell_swept
 from coresnap.capture.victim import Victim, from_core_pattern
 from coresnap.ground import flat, notify, program
 from coresnap.ground.errors import BadInput, CoresnapError, Refused
@@ -69,7 +69,7 @@ _WAITING = 2
 #: A worker serves so many crashes; what they may have left behind in it ends with it.
 _CRASHES_MOST = 256
 #: How often it is looked whether anything is left behind, and the watchdog told that we live.
-_LOOK_MSEC = 60_000
+_LOOK_SECONDS = 60
 
 
 class _Lost(CoresnapError):
@@ -104,11 +104,13 @@ class Service:
         poll = select.poll()
         poll.register(caught.fd, select.POLLIN)
         poll.register(self.wanted_fd, select.POLLIN)
+        look_at = time.monotonic() + _LOOK_SECONDS
         while self.workers or self.sweeps:
             notify.watchdog()
             notify.status(f"{self.board.count(CAPTURES)} captures under way")
-            ready = {fd for fd, _events in poll.poll(_LOOK_MSEC)}
-            if not ready:
+            ready = {fd for fd, _events in poll.poll(max(0.0, look_at - time.monotonic()) * 1000)}
+            if time.monotonic() >= look_at:
+                look_at = time.monotonic() + _LOOK_SECONDS
                 self._sweep_if_needed()
             if self.wanted_fd in ready:
                 os.read(self.wanted_fd, 4096)
@@ -174,8 +176,7 @@ class Service:
             settings, _problem = flat.read(self.settings)
             with Spool(settings.root) as spool:
                 for outcome in (swept := list(sweep(spool, settings))):
-                    what = "salvaged" if outcome.kept else f"lost, {outcome.reason}: {outcome.detail}"
-                    self.log.warning(f"{outcome.uuid}: its capture was killed: {what}", CORESNAP_DUMP=outcome.uuid)
+                    tell_swept(self.log, outcome)
                 if number and not swept:
                     ledger.append(spool.root_fd, "interrupted", f"killed by signal {number} before the first byte")
         except (CoresnapError, OSError) as error:

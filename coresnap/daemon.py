@@ -14,7 +14,7 @@ DESCRIPTION
     --once           process and send what is due, then end: for cron; ends at once where a coresnapd is at work
     --units          own core_pattern, as coresnapd.service does: units do the stages' work
     --release        give core_pattern back to whoever had it, unless systemd is about to start coresnapd again, and end
-    --fallback       have archive get the cores in place of the capture service, if that had them, and end
+    --fallback       start the capture service, which has failed; have archive get the cores where that fails, and end
     --check          see whether the settings are right, and end
     --prepare        make the spool, try a rename through all stages, write archive's settings, and end
     --settings FILE  read this configuration file, and no other; without --units archive's settings are not written then
@@ -39,6 +39,7 @@ import select
 from contextlib import ExitStack
 
 from coresnap.capture.finish import sweep
+from coresnap.capture.tell import tell_swept
 from coresnap.capture.victim import CORE_PATTERN
 from coresnap.ground import flat, notify, program, runner, settings
 from coresnap.ground.errors import CoresnapError, Refused, TryLater
@@ -70,7 +71,7 @@ def main(arguments: list[str] | None = None) -> int:
     mode.add_argument("--once", action="store_true", help="process and send what is due, then end")
     mode.add_argument("--units", action="store_true", help="own core_pattern; units do the stages' work")
     mode.add_argument("--release", action="store_true", help="give core_pattern back, then end")
-    mode.add_argument("--fallback", action="store_true", help="have archive get the cores, then end")
+    mode.add_argument("--fallback", action="store_true", help="have capture go on after a failure, then end")
     mode.add_argument("--prepare", action="store_true", help="make the spool and archive's settings, then end")
     options = parser.parse_args(arguments)
     log = Log.open()
@@ -152,12 +153,7 @@ def _totals(spool: Spool) -> str:
 
 def _sweep(spool: Spool, loaded: Settings, log: Log) -> None:
     for outcome in sweep(spool, settings.archive_settings(loaded)):
-        if outcome.kept:
-            log.warning(
-                f"{outcome.uuid}: salvaged, its archive was killed: {outcome.truncated}", CORESNAP_DUMP=outcome.uuid
-            )
-        else:
-            log.error(f"{outcome.uuid}: lost, {outcome.reason}: {outcome.detail}", CORESNAP_DUMP=outcome.uuid)
+        tell_swept(log, outcome)
 
 
 def _once(options: argparse.Namespace, caught: program.Signals) -> int:

@@ -27,3 +27,12 @@ def tell(log: Log, capture: Capture, outcome: Outcome) -> None:
     log.info(f"core of {who} archived in {capture.settings.root}/pending/{outcome.uuid} ({size})", **fields)
     if outcome.detail:
         log.warning(f"{outcome.uuid}: {outcome.detail}", **fields)
+
+
+def tell_swept(log: Log, outcome: Outcome) -> None:
+    """Log what became of a capture that was killed."""
+    fields = {"CORESNAP_DUMP": outcome.uuid, "CORESNAP_STAGE": "pending" if outcome.kept else "none"}
+    if outcome.kept:
+        log.warning(f"{outcome.uuid}: salvaged, its capture was killed: {outcome.truncated or 'whole'}", **fields)
+    else:
+        log.error(f"{outcome.uuid}: lost, its capture was killed: {outcome.reason}: {outcome.detail}", **fields)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
-from coresnap.ground.errors import CoresnapError
+from coresnap.ground.errors import CoresnapError, Refused
 from coresnap.ground.inotify import WRITTEN, Watch
 from coresnap.ground.log import Log
 from coresnap.ground.settings import Settings
@@ -15,6 +15,7 @@ from coresnap.host import pattern, rivals, transport, units
 from coresnap.host.pattern import Host
 
 _SHOWN = 60
+_FAILED = "the capture service failed: `systemctl status coresnap-archive`"
 
 
 class Claim:
@@ -34,6 +35,9 @@ class Claim:
         """Fit the units to the settings, and claim core_pattern, for the socket where it is found to work. Raises Refused."""
         self.fit(settings)
         rivals.refuse_rivals(pattern.read(self.host)[pattern.PATTERN])
+        self._begin(crash)
+
+    def _begin(self, crash: Callable[[], bool]) -> None:
         self._why = transport.socket_is_possible(self.host)
         if not self._why:
             self._take(pattern.socket_pattern())
@@ -72,16 +76,20 @@ class Claim:
         finally:
             os.close(fd)
 
-    def check(self) -> None:
+    def check(self, crash: Callable[[], bool] = transport.crash_a_child) -> None:
         """Look whether core_pattern is still ours; take it back from a collector that has taken it by itself.
+
+        Where the capture service had failed and is at work again, it gets the cores as before.
 
         What is neither ours nor a known collector's, an administrator has written: it stays, and is complained of.
         """
         now = pattern.read(self.host)[pattern.PATTERN]
         if now == self._pattern or pattern.is_ours(now):
-            if now != self._pattern:  # the socket was given up meanwhile: see `coresnapd --fallback`
-                self._pattern, self._why = now, "the capture service failed: `systemctl status coresnap-archive`"
+            if now != self._pattern:  # the socket was given up meanwhile: see fall_back()
+                self._pattern, self._why = now, _FAILED
             self._lost = ""
+            if self._why == _FAILED and units.is_active(units.CAPTURE):
+                self._begin(crash)
             return
         rival = rivals.owner_of(now)
         if rival is not None and not rival.remedy:
@@ -113,10 +121,16 @@ def release(host: Host, log: Log) -> None:
 
 
 def fall_back(host: Host, specifiers: str, log: Log) -> None:
-    """Have archive get the cores where the socket was claimed: its service has failed. Raises Refused."""
-    if pattern.read(host)[pattern.PATTERN] == pattern.socket_pattern():
-        pattern.claim(host, pattern.pipe_pattern(specifiers))
-        log.error("the capture service has failed: archive gets the cores through a pipe now")
+    """Start the capture service, which has failed, once more; have archive do without it where that fails, too. Raises Refused."""
+    try:
+        units.systemctl("start", *units.CAPTURING)
+    except Refused as error:
+        if pattern.read(host)[pattern.PATTERN] == pattern.socket_pattern():
+            pattern.claim(host, pattern.pipe_pattern(specifiers))
+        log.error(f"archive gets the cores through a pipe, and captures by itself: {error.line()}")
+        units.systemctl("stop", "--no-block", *units.CAPTURE_SOCKETS)  # what waits in their queues is let go
+    else:
+        log.warning("the capture service had failed, and is at work again")
 
 
 def is_restarting(unit: str = "coresnapd.service") -> bool:

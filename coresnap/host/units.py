@@ -24,8 +24,10 @@ PENDING_PATH, SENDING_PATH = "coresnap-pending.path", "coresnap-sending.path"
 PATHS = {PENDING_PATH: "pending", SENDING_PATH: "sending"}
 #: What does the stages' work, by the settings that it found when it was started.
 STAGES = [PROCESSOR, SENDER]
+CAPTURE_SOCKETS = ["coresnap-archive.socket", "coresnap-handover.socket"]
+CAPTURING = [*CAPTURE_SOCKETS, CAPTURE]
 #: All that coresnapd.service has had started. A target's stop is its members', and capture is no member: it outlives shutdown.
-ALL = ["coresnap.target", "coresnap-archive.socket", "coresnap-handover.socket", CAPTURE]
+ALL = ["coresnap.target", *CAPTURING]
 _DROP_IN = "50-settings.conf"
 _SPOOLING = (CAPTURE, PROCESSOR, SENDER, PURGE)
 #: What a worker takes beside what its command may take.
@@ -130,3 +132,11 @@ def systemctl(*arguments: str) -> str:
     if result.status != 0 or result.timed_out:
         raise Refused(f"systemctl {' '.join(arguments)}: {said.splitlines()[-1] if said else result.status}")
     return said
+
+
+def is_active(unit: str) -> bool:
+    """Say whether a unit is at work."""
+    try:
+        return systemctl("is-active", unit) == "active"
+    except Refused:
+        return False

@@ -12,7 +12,7 @@ from coresnap.capture.victim import CORE_PATTERN
 from coresnap.ground import settings
 from coresnap.ground.errors import Refused
 from coresnap.ground.log import Log
-from coresnap.host import pattern, rivals, units
+from coresnap.host import pattern, rivals, transport, units
 from coresnap.host.claim import Claim, fall_back, release
 from coresnap.host.pattern import Host
 
@@ -121,15 +121,48 @@ def test_a_collector_that_would_take_it_back_is_named(host: Host, theirs: str, c
     assert _now(host) == theirs
 
 
-def test_the_capture_service_fails_and_archive_takes_over(host: Host) -> None:
+def _cannot_start(*arguments: str) -> str:
+    if arguments[0] in ("start", "is-active"):
+        raise Refused(f"systemctl {arguments[0]}: Job failed")
+    return ""
+
+
+def test_the_capture_service_fails_and_archive_takes_over(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     said = _Lines()
+    monkeypatch.setattr(units, "systemctl", _cannot_start)
     pattern.claim(host, pattern.socket_pattern())
     fall_back(host, CORE_PATTERN, said.log)
     assert _now(host).startswith("|")
     assert pattern.is_ours(_now(host))
+    assert "Job failed" in said.lines[-1]
     _write(host, _SYSTEMD)
     fall_back(host, CORE_PATTERN, said.log)
     assert _now(host) == _SYSTEMD
+
+
+def test_a_capture_service_that_can_be_started_again_goes_on(host: Host) -> None:
+    said = _Lines()
+    pattern.claim(host, pattern.socket_pattern())
+    fall_back(host, CORE_PATTERN, said.log)
+    assert _now(host) == pattern.socket_pattern()
+    assert said.lines == ["the capture service had failed, and is at work again"]
+
+
+def test_what_archive_has_taken_over_the_capture_service_gets_back(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = _Lines()
+    monkeypatch.setattr(transport, "socket_is_possible", lambda _host: "")
+    claim = Claim(host, CORE_PATTERN, said.log)
+    claim.begin(settings.Settings(), lambda: True)
+    assert _now(host) == pattern.socket_pattern()
+    monkeypatch.setattr(units, "systemctl", _cannot_start)
+    fall_back(host, CORE_PATTERN, said.log)
+    claim.check(lambda: True)
+    assert _now(host).startswith("|")
+    assert "capture service failed" in claim.standing()
+    monkeypatch.setattr(units, "systemctl", lambda *_arguments: "active")
+    claim.check(lambda: True)
+    assert _now(host) == pattern.socket_pattern()
+    assert "over the kernel's socket" in claim.standing()
 
 
 def test_a_kernel_that_takes_the_value_otherwise_is_noticed(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
