@@ -5,7 +5,7 @@ DESTDIR ?=
 UNITDIR ?= $(PREFIX)/lib/systemd/system
 
 VENV := build/venv
-RUN_NEEDS := python3-systemd python3-sdnotify python3-requests python3-jsonschema
+RUN_NEEDS := python3-systemd python3-sdnotify python3-requests python3-jsonschema zstd
 DEMO_NEEDS := $(RUN_NEEDS) gcc libc6-dev gdb
 TEST_NEEDS := $(DEMO_NEEDS) make systemd python3-pytest e2fsprogs mount util-linux binutils elfutils
 VENV_NEEDS := python3-venv python3-dev gcc libc6-dev libsystemd-dev pkg-config

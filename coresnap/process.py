@@ -36,13 +36,13 @@ from coresnap.ground.log import CRITICAL, Log
 from coresnap.ground.program import argv_of
 from coresnap.ground.settings import Settings
 from coresnap.ground.text import human_duration
-from coresnap.spool import coredump, stage_program, stages
+from coresnap.spool import coredump, quota, stage_program, stages
 from coresnap.spool.record import Record
-from coresnap.spool.stages import Dump, Spool
+from coresnap.spool.stages import COMPRESSED, CORE, Dump, Spool
 from coresnap.spool.trade import Verdict
 
 SNAPSHOT = "snapshot"
-_CORE, _ASSETS = "core", "assets.tar"
+_ASSETS = "assets.tar"
 _GRACE_USEC = 10_000_000
 
 
@@ -61,20 +61,23 @@ class Processing:
         self.worker = argv_of("process_worker")
         self.workers = settings.snapshot_jobs
         self.attempts = settings.snapshot_attempts
-        self.limit_usec = settings.snapshot_timeout_usec + settings.defaults_timeout_usec + _GRACE_USEC
+        self.limit_usec = 2 * settings.snapshot_timeout_usec + settings.defaults_timeout_usec + _GRACE_USEC
         self.owner = settings.dump_owner()
 
     def request(self, dump: Dump, document: Record) -> tuple[dict[str, Any], list[int]] | Verdict | None:
         """Open the dump's files for the worker and say what is to be run on them."""
         if document["snapshot"] is not None:
             return None
-        if not durable.exists(dump.fd, _CORE):
+        if not durable.exists(dump.fd, CORE):
             return Verdict("failed", "its core is gone, and was not taken by coresnap")
-        if durable.exists(dump.fd, SNAPSHOT):
-            durable.unlink(dump.fd, SNAPSHOT)
-        files = {SNAPSHOT: durable.create(dump.fd, SNAPSHOT, *self.owner), _CORE: durable.open_regular(dump.fd, _CORE)}
+        for name in (SNAPSHOT, COMPRESSED):  # an earlier attempt's
+            if durable.exists(dump.fd, name):
+                durable.unlink(dump.fd, name)
+        files = {SNAPSHOT: durable.create(dump.fd, SNAPSHOT, *self.owner), CORE: durable.open_regular(dump.fd, CORE)}
         if durable.exists(dump.fd, _ASSETS):
             files[_ASSETS] = durable.open_regular(dump.fd, _ASSETS)
+        if self._compresses(dump, document):
+            files[COMPRESSED] = durable.create(dump.fd, COMPRESSED, *self.owner)
         settings, victim = self.settings, document["victim"]
         message = {
             "version": 1,
@@ -92,22 +95,48 @@ class Processing:
             "memory_bytes": settings.snapshot_memory_bytes,
             "max_bytes": settings.snapshot_max_bytes,
             "output": settings.command_output,
+            "compress_bytes": document["core"]["disk_bytes"],
         }
         return message, list(files.values())
 
+    def _compresses(self, dump: Dump, document: Record) -> bool:
+        """Say whether the core is to be compressed: not where the journal knows it by another name already."""
+        return (
+            self.settings.core_compress == "zstd"
+            and document["journaled_usec"] is None
+            and quota.has_room(dump.fd, self.settings.dump_quota_percent, document["core"]["disk_bytes"])
+        )
+
     def settle(self, spool: Spool, dump: Dump, document: Record, answer: dict[str, Any] | None) -> None:
-        """Give the core its lasting name, and tell the journal of the crash, once."""
-        if document["journaled_usec"] is not None or not durable.exists(dump.fd, _CORE):
+        """Give the core its lasting form and name, and tell the journal of the crash, once."""
+        answer = answer or {}
+        core = document["core"]
+        if core["compressed_bytes"] is None and durable.exists(dump.fd, COMPRESSED):
+            if document["failure"] is None and answer.get("compressed") is True:
+                _take_compressed(dump, core)
+            else:
+                durable.unlink(dump.fd, COMPRESSED)
+        if document["journaled_usec"] is not None:
             return
+        name = CORE if core["compressed_bytes"] is None else COMPRESSED
         try:
-            path = spool.link_core(dump)
+            path = spool.link_core(dump, name)
         except OSError as error:
             self.log.warning(f"{dump.uuid}: by-uuid: {error.strerror}; coredumpctl will not find its core")
             return
-        evidence = answer.get("evidence") if answer else None
+        evidence = answer.get("evidence")
         fields = coredump.fields(document, path, evidence if isinstance(evidence, dict) else {})
         if self.log.entry(CRITICAL, coredump.message(document), fields):
             document["journaled_usec"] = time.time_ns() // 1000
+
+    def shed(self, spool: Spool, dump: Dump, document: Record) -> None:
+        """Unlink the core that has been compressed."""
+        if document["core"]["compressed_bytes"] is None or not durable.exists(dump.fd, CORE):
+            return
+        freed_bytes = os.stat(CORE, dir_fd=dump.fd, follow_symlinks=False).st_blocks * 512
+        durable.unlink(dump.fd, CORE)
+        durable.sync(dump.fd)
+        quota.count(spool, document["core"]["disk_bytes"] - freed_bytes)
 
     def conclude(self, dump: Dump, document: Record, answer: dict[str, Any] | None) -> Verdict:
         """Take the snapshot into the record once it is on the disk."""
@@ -132,7 +161,19 @@ class Processing:
             document["snapshot"] = {"size_bytes": size_bytes, "sha256": digest}
         elapsed_usec = answer.get("elapsed_usec")
         took = f" in {human_duration(elapsed_usec)}" if isinstance(elapsed_usec, int) else ""
-        return Verdict("done", f"processed{took}{': ' + detail if detail else ''}")
+        told = [detail, f"core not compressed: {problem}" if (problem := answer.get("compress_detail")) else ""]
+        return Verdict("done", f"processed{took}{''.join(f': {text}' for text in told if text)}"[:2000])
+
+
+def _take_compressed(dump: Dump, core: dict[str, Any]) -> None:
+    """Have the compressed core on the disk, and in the record."""
+    fd = durable.open_regular(dump.fd, COMPRESSED)
+    try:
+        durable.sync(fd)
+        status = os.fstat(fd)
+    finally:
+        os.close(fd)
+    core["compressed_bytes"], core["disk_bytes"] = status.st_size, status.st_blocks * 512
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -5,7 +5,8 @@
 DESCRIPTION
     Started by the stage processor, with a connection on standard input. Over it come one message and the open files of
     one dump; back goes one answer: done, failed (worth another attempt) or refused (never worth one), with a line.
-    The commands get the files as /proc/self/fd/N: they can open them by path, and no other dump's.
+    The commands get the files as /proc/self/fd/N: they can open them by path, and no other dump's. After a snapshot has
+    been made zstd(1) compresses the core, where a file for that came, too.
 
 SECURITY
     This program and its commands are the ones that touch a core, which is hostile. They need no network, no other file
@@ -28,7 +29,7 @@ from coresnap.ground import program, runner, wire
 from coresnap.ground.errors import BadInput, CoresnapError
 from coresnap.ground.formats import expand
 from coresnap.snapshot.asset import read_asset
-from coresnap.spool import coredump
+from coresnap.spool import compressed, coredump, stages
 
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _DEFAULTS_MAX_BYTES = 64 << 10
@@ -50,18 +51,23 @@ _FIELDS = {
     "memory_bytes": int,
     "max_bytes": int,
     "output": str,
+    "compress_bytes": int,
 }
 
 
 def work(connection: socket.socket) -> int:
     """Serve the one request on the connection; return the exit status."""
-    received = wire.receive(connection, max_fds=3)
+    received = wire.receive(connection, max_fds=4)
     if received is None:
         return 0
     request, fds = received
     _check(request, fds)
+    files = dict(zip(request["files"], fds, strict=True))
+    compressed_fd = files.pop(stages.COMPRESSED, -1)
     try:
-        answer = _process(request, dict(zip(request["files"], fds, strict=True)))
+        answer = _process(request, files)
+        if compressed_fd >= 0 and answer["status"] == "done":
+            answer |= _compress(request, files[stages.CORE], compressed_fd)
     except CoresnapError as error:
         answer = {"version": 1, "status": "failed", "detail": error.line()}
     if "assets.tar" in request["files"]:
@@ -93,7 +99,7 @@ def _process(request: dict[str, Any], files: dict[str, int]) -> dict[str, Any]:
             abandon_fd=_CONNECTION_FD,
         )
         if result.status != 0:
-            return {"version": 1, "status": "failed", "detail": f"defaults.command: {_ending(result)}"}
+            return {"version": 1, "status": "failed", "detail": f"defaults.command: {result.ending()}"}
         environment["BACKTRACE_DEFAULTS"] = result.output.decode("utf-8", "replace").replace("\0", "")
     argv = _command(expand(request["snapshot_command"], _formats(request, files)))
     result = runner.run(
@@ -109,9 +115,16 @@ def _process(request: dict[str, Any], files: dict[str, int]) -> dict[str, Any]:
     )
     elapsed_usec = (time.monotonic_ns() - started_nsec) // 1000
     if result.status == 0:
-        return {"version": 1, "status": "done", "elapsed_usec": elapsed_usec, "detail": _last_line(result.output)}
+        return {"version": 1, "status": "done", "elapsed_usec": elapsed_usec, "detail": runner.last_line(result.output)}
     status = "refused" if result.status == _BAD_INPUT else "failed"
-    return {"version": 1, "status": status, "detail": f"snapshot.command: {_ending(result)}"}
+    return {"version": 1, "status": status, "detail": f"snapshot.command: {result.ending()}"}
+
+
+def _compress(request: dict[str, Any], core_fd: int, target_fd: int) -> dict[str, Any]:
+    """Compress the core, which keeps as it is where that fails."""
+    most_bytes, timeout_usec = request["compress_bytes"], request["snapshot_timeout_usec"]
+    problem = compressed.compress(core_fd, target_fd, most_bytes, timeout_usec, _CONNECTION_FD)
+    return {"compressed": not problem, "compress_detail": problem}
 
 
 def _evidence(fd: int) -> dict[str, str]:
@@ -150,23 +163,6 @@ def _command(argv: list[str]) -> list[str]:
     if argv[0] == "coresnap-snapshot":
         return [*program.argv_of("take_snapshot"), *argv[1:]]
     return [shutil.which(argv[0], path=_PATH) or argv[0], *argv[1:]]
-
-
-def _ending(result: runner.Result) -> str:
-    """Say in a line how a command ended."""
-    if result.timed_out:
-        how = "took too long and was killed"
-    elif result.signal:
-        how = f"was killed by signal {result.signal}"
-    else:
-        how = f"exit status {result.status}"
-    said = _last_line(result.output)
-    return f"{how}: {said}" if said else how
-
-
-def _last_line(output: bytes) -> str:
-    lines = output.decode("utf-8", "replace").strip().splitlines()
-    return lines[-1][:1000] if lines else ""
 
 
 def main() -> int:

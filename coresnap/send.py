@@ -98,6 +98,9 @@ class Sending:
     def settle(self, spool: Spool, dump: Dump, document: Record, answer: dict[str, Any] | None) -> None:
         """Nothing more is due."""
 
+    def shed(self, spool: Spool, dump: Dump, document: Record) -> None:
+        """Nothing goes."""
+
     def conclude(self, dump: Dump, _document: Record, answer: dict[str, Any] | None) -> Verdict:
         """Keep the receipt; without one nothing counts as delivered."""
         if answer is None:

@@ -113,6 +113,7 @@ def _keep(capture: Capture) -> str:
     core: dict[str, object] = {
         "size_bytes": copied.size_bytes,
         "disk_bytes": os.fstat(capture.core_fd).st_blocks * 512,
+        "compressed_bytes": None,
         "class": header.elf_class,
         "truncated": truncated,
     }

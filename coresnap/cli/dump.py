@@ -22,6 +22,7 @@ from coresnap.cli import dumps
 from coresnap.cli.terminal import Progress
 from coresnap.ground import durable
 from coresnap.ground.errors import Refused, TryLater
+from coresnap.spool import compressed
 
 if TYPE_CHECKING:
     import argparse
@@ -44,13 +45,18 @@ def run(args: argparse.Namespace) -> int:
     if args.output == "-" and sys.stdout.isatty():
         raise Refused(f"a {args.name} is not for a terminal", hint="name a file with -o, or pipe it on")
     with dumps.open_spool(dumps.dump_root(args.settings)) as spool, dumps.open_dump(spool, args.dump) as dump:
-        source_fd = dumps.open_file(dump, args.name)
+        is_compressed, size_bytes = False, 0
+        if args.name == dumps.CORE:
+            source_fd, is_compressed = dumps.open_core(dump)
+            size_bytes = dumps.load_record(dump)["core"]["size_bytes"] if is_compressed else 0
+        else:
+            source_fd = dumps.open_file(dump, args.name)
     if args.output == "-":
-        _copy(source_fd, 1, args.name)
+        _copy_any(source_fd, 1, args.name, is_compressed, size_bytes)
         return 0
     target_fd = _create(args.output)
     try:
-        _copy(source_fd, target_fd, args.output)
+        _copy_any(source_fd, target_fd, args.output, is_compressed, size_bytes)
     except BaseException as error:
         os.unlink(args.output)
         if isinstance(error, OSError):
@@ -66,6 +72,29 @@ def _create(path: str) -> int:
         raise Refused(f"{path} exists", hint="name a new file") from error
     except OSError as error:
         raise Refused(f"{path}: {error.strerror}") from error
+
+
+def _copy_any(source_fd: int, target_fd: int, name: str, is_compressed: bool, size_bytes: int) -> None:
+    if is_compressed:
+        _unpack(source_fd, target_fd, name, size_bytes)
+    else:
+        _copy(source_fd, target_fd, name)
+
+
+def _unpack(source_fd: int, target_fd: int, name: str, size_bytes: int) -> None:
+    """Write a compressed core plainly; to a regular file that is empty with holes. Raises Refused, BadInput, OSError."""
+    status = os.fstat(target_fd)
+    sparse = stat.S_ISREG(status.st_mode) and not status.st_size
+    done_bytes = 0
+    with Progress(name, size_bytes, lambda: done_bytes), compressed.opened(source_fd) as pipe_fd:
+        for offset, block in compressed.pieces(pipe_fd, zeros=not sparse):
+            if sparse:
+                durable.pwrite(target_fd, block, offset)
+            else:
+                durable.write(target_fd, block)
+            done_bytes = offset + len(block)
+        if sparse:
+            os.ftruncate(target_fd, size_bytes)
 
 
 def _copy(source_fd: int, target_fd: int, name: str) -> None:

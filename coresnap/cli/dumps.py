@@ -17,13 +17,13 @@ from coresnap.spool import record, stages
 from coresnap.spool.stages import Dump, Spool
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from coresnap.spool.record import Record
 
 #: The stages of finished dumps, the way that a dump goes: one that moves on while they are read is not missed.
 LISTED = (stages.PENDING, stages.SENDING, stages.COMMITTED, stages.FAILED)
-CORE, ASSETS, SNAPSHOT, RECEIPT = "core", "assets.tar", "snapshot", "receipt.json"
+CORE, ASSETS, SNAPSHOT, RECEIPT = stages.CORE, "assets.tar", "snapshot", "receipt.json"
 SHORT = 12
 _PREFIX_LEAST = 4
 _CANDIDATES_MOST = 8
@@ -44,6 +44,11 @@ def open_spool(root: str) -> Spool:
         raise
 
 
+def has_file(names: Collection[str], name: str) -> bool:
+    """Say whether a dump that has these files has this one; a core may be compressed."""
+    return name in names or (name == CORE and stages.COMPRESSED in names)
+
+
 @dataclass(frozen=True)
 class Entry:
     """A dump as it was found. Where `record` is None, `problem` says why; `names` are its files, None if not known."""
@@ -62,7 +67,7 @@ class Entry:
 
     def has(self, name: str) -> bool:
         """Say whether the dump has a file: it is in the directory, and complete as far as there is a record to say so."""
-        if self.names is None or name not in self.names:
+        if self.names is None or not has_file(self.names, name):
             return False
         if self.record is None or name == CORE:
             return True
@@ -71,7 +76,7 @@ class Entry:
     @property
     def core_is_gone(self) -> bool:
         """Say whether something other than coresnap, which removes whole dumps, has deleted the core."""
-        return self.stage != stages.STAGING and self.names is not None and CORE not in self.names
+        return self.stage != stages.STAGING and self.names is not None and not has_file(self.names, CORE)
 
     @cached_property
     def disk_bytes(self) -> int:
@@ -104,7 +109,7 @@ def look(spool: Spool, stage: str, uuid: str) -> Entry | None:
     with Dump(uuid, stage, fd) as dump:
         document, problem = _read(dump)
         names = tuple(os.listdir(fd))
-        if (document is None or CORE not in names) and not spool.holds(stage, uuid):
+        if (document is None or not has_file(names, CORE)) and not spool.holds(stage, uuid):
             return None  # it is being removed
         time_usec = document["captured"]["time_usec"] if document else os.fstat(fd).st_mtime_ns // 1000
     return Entry(stage, uuid, time_usec, document, problem, names)
@@ -202,6 +207,16 @@ def open_file(dump: Dump, name: str) -> int:
         raise Refused(f"{dump.stage}/{dump.uuid} has no {name}", hint=hint) from error
     except OSError as error:
         raise Refused(f"{dump.stage}/{dump.uuid}: {name}: {error.strerror}") from error
+
+
+def open_core(dump: Dump) -> tuple[int, bool]:
+    """Open the dump's core for reading; say whether it is compressed. Raises Refused, BadInput."""
+    if not durable.exists(dump.fd, CORE):  # it is unlinked once there is the other
+        try:
+            return durable.open_regular(dump.fd, stages.COMPRESSED), True
+        except FileNotFoundError:
+            pass
+    return open_file(dump, CORE), False
 
 
 def load_record(dump: Dump) -> Record:

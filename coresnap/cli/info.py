@@ -137,9 +137,12 @@ def _kept(document: Record, files: list[str]) -> list[tuple[str, str]]:
         missing[_MISSING_MOST:] = [f"{len(missing) - _MISSING_MOST} more"]
     why = f"{words.TRUNCATED.get(truncated['reason'], printable(truncated['reason']))}; " if truncated else ""
     core_text = f"{human_bytes(core['size_bytes'])}, {core['class']} bit, {human_bytes(core['disk_bytes'])} on disk"
+    core_text += ", compressed" if core["compressed_bytes"] is not None else ""
 
     def there(name: str, text: str) -> str:
-        return text if name in files else f"MISSING, deleted by something other than coresnap; it had {text}"
+        return (
+            text if dumps.has_file(files, name) else f"MISSING, deleted by something other than coresnap; it had {text}"
+        )
 
     return [
         ("Core", there(dumps.CORE, core_text)),

@@ -75,6 +75,9 @@ def _renew(spool: Spool, dump: Dump, loaded: Settings) -> None:
     if not durable.exists(dump.fd, dumps.SNAPSHOT):
         if not durable.exists(dump.fd, dumps.CORE):
             hint = f"`coresnap rm {dump.uuid[:8]}` removes what is left of it"
+            if durable.exists(dump.fd, stages.COMPRESSED):
+                hint = f"`coresnap dump {dump.uuid[:8]} -o core` and `coresnap import core` make it a new dump"
+                raise Refused(f"{dump.stage}/{dump.uuid}: its snapshot is gone, and its core compressed", hint=hint)
             raise Refused(f"{dump.stage}/{dump.uuid} has neither core nor snapshot", hint=hint)
         document["snapshot"] = None
     document["attempts"] = {"process": 0, "send": 0}

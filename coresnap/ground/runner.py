@@ -11,14 +11,18 @@ import resource
 import select
 import signal
 import subprocess
+import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from coresnap.ground.errors import Refused
 
 ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
 _TERM_GRACE_SECONDS = 5.0
+_LINE_MAX = 1000
+_SAID_MAX_BYTES = 4096
 #: What a child that coresnap runs needs to find its supervisor, its journal and its settings' credentials.
 _PASSED_ON = ("NOTIFY_SOCKET", "JOURNAL_STREAM", "CREDENTIALS_DIRECTORY", "NO_COLOR")
 
@@ -33,6 +37,23 @@ class Result:
     timed_out: bool
     elapsed_usec: int
 
+    def ending(self) -> str:
+        """Say in a line how the command ended, and the last thing that it said."""
+        if self.timed_out:
+            how = "took too long and was killed"
+        elif self.signal:
+            how = f"was killed by signal {self.signal}"
+        else:
+            how = f"exit status {self.status}"
+        said = last_line(self.output)
+        return f"{how}: {said}" if said else how
+
+
+def last_line(output: bytes) -> str:
+    """Return the last line of a command's output, bounded."""
+    lines = output.decode("utf-8", "replace").strip().splitlines()
+    return lines[-1][:_LINE_MAX] if lines else ""
+
 
 def run(
     argv: Sequence[str],
@@ -40,7 +61,8 @@ def run(
     timeout_usec: int,
     env: Mapping[str, str] = ENVIRONMENT,
     pass_fds: Sequence[int] = (),
-    output: str = "capture",
+    stdin: int = subprocess.DEVNULL,
+    output: str | int = "capture",
     output_limit_bytes: int = 64 << 10,
     errors: str = "merge",
     memory_bytes: int = 0,
@@ -50,20 +72,26 @@ def run(
     """Run a command to its end, or to its time limit.
 
     `output` is capture (the last `output_limit_bytes` are kept), inherit or discard; `errors` is merge (standard error goes
-    where the output does) or inherit. The command is killed with its group where `abandon_fd`, a socket, is hung up.
+    where the output does) or inherit. Where `output` is a descriptor, standard error is what is captured. The command is
+    killed with its group where `abandon_fd`, a socket, is hung up.
     `memory_bytes` bounds the address space, `file_size_bytes` the files that it may write; 0 is no bound.
     Raises Refused where the program cannot be started.
     """
     started_nsec = time.monotonic_ns()
-    where = {"capture": subprocess.PIPE, "inherit": None, "discard": subprocess.DEVNULL}[output]
+    if isinstance(output, int):
+        stdout: int | None = output
+        stderr: int | None = subprocess.PIPE
+    else:
+        stdout = {"capture": subprocess.PIPE, "inherit": None, "discard": subprocess.DEVNULL}[output]
+        stderr = {"merge": subprocess.STDOUT, "inherit": None}[errors]
     try:
         # The runner's callers have one thread, so preexec_fn is safe; the limits have to hold before the program's first
         # instruction.
         process = subprocess.Popen(
             argv,
-            stdin=subprocess.DEVNULL,
-            stdout=where,
-            stderr={"merge": subprocess.STDOUT, "inherit": None}[errors],
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
             env=dict(env),
             cwd="/",
             pass_fds=tuple(pass_fds),
@@ -78,11 +106,46 @@ def run(
             timed_out = not waiting.until(time.monotonic() + timeout_usec / 1e6, output_limit_bytes)
     finally:
         _kill_group(process)
-        if process.stdout is not None:
-            process.stdout.close()
+        for pipe in (process.stdout, process.stderr):
+            if pipe is not None:
+                pipe.close()
     code = process.returncode
     elapsed_usec = (time.monotonic_ns() - started_nsec) // 1000
     return Result(code if code >= 0 else 128 - code, max(-code, 0), bytes(waiting.kept), timed_out, elapsed_usec)
+
+
+@contextmanager
+def reading(argv: Sequence[str], *, stdin: int) -> Iterator[tuple[int, Callable[[], str]]]:
+    """Run a command whose output is read as it comes; it is killed, with its group, at the end of the context.
+
+    Yield the descriptor to read, and a function to be called at its end: it says how the command failed, or nothing.
+    Raises Refused where the program cannot be started.
+    """
+    with tempfile.TemporaryFile() as errors:
+        try:
+            process = subprocess.Popen(
+                argv,
+                stdin=stdin,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                env=ENVIRONMENT,
+                cwd="/",
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise Refused(f"{argv[0]}: {error.strerror}", hint="is it installed?") from error
+
+        def ending() -> str:
+            status = process.wait()
+            errors.seek(0)
+            return f"{argv[0]}: {last_line(errors.read(_SAID_MAX_BYTES)) or status}" if status else ""
+
+        assert process.stdout is not None
+        try:
+            yield process.stdout.fileno(), ending
+        finally:
+            _kill_group(process)
+            process.stdout.close()
 
 
 class _Waiting:
@@ -90,7 +153,8 @@ class _Waiting:
 
     def __init__(self, process: subprocess.Popen[bytes], abandon_fd: int) -> None:
         self.kept = bytearray()
-        self._output_fd = process.stdout.fileno() if process.stdout else -1
+        pipe = process.stdout or process.stderr
+        self._output_fd = pipe.fileno() if pipe else -1
         self._abandon_fd = abandon_fd
         self._process_fd = os.pidfd_open(process.pid)
         self._poll = select.poll()

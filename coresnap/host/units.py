@@ -68,7 +68,7 @@ def drop_ins(settings: Settings) -> dict[str, list[str]]:
 
 
 def _process_seconds(settings: Values) -> int:
-    return (settings.snapshot_timeout_usec + settings.defaults_timeout_usec) // 1_000_000 + _SPARE_SECONDS
+    return (2 * settings.snapshot_timeout_usec + settings.defaults_timeout_usec) // 1_000_000 + _SPARE_SECONDS
 
 
 def install(host: Host, settings: Settings) -> list[str]:

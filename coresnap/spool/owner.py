@@ -292,6 +292,7 @@ class Owner:
         record.note(document, f"{self.trade.name}: {verdict.status}", verdict.detail)
         self.trade.settle(self.spool, dump, document, answer)
         record.store(dump, document, *self.trade.owner)
+        self.trade.shed(self.spool, dump, document)
         self.spool.move(dump, self.trade.next_stage if verdict.status == "done" else stages.FAILED)
         return verdict
 

@@ -154,6 +154,21 @@ def read_table(fd: int) -> "list[tuple[int, int]]":
     return list(_ENTRY.iter_unpack(data.ljust(entries * _ENTRY.size, b"\0")))
 
 
+def count(spool: "Spool", more_bytes: int) -> None:
+    """Add to the count of bytes that the spool holds; a negative number takes off. Raises OSError."""
+    fd = open_table(spool)
+    try:
+        add_used(fd, more_bytes)
+    finally:
+        os.close(fd)
+
+
+def has_room(fd: int, quota_percent: int, more_bytes: int) -> bool:
+    """Say whether so many bytes more would leave free what has to stay so, on the file system of the descriptor."""
+    disk = os.fstatvfs(fd)
+    return disk.f_bavail * disk.f_frsize - more_bytes >= disk.f_blocks * disk.f_frsize * quota_percent // 100
+
+
 def add_used(fd: int, more_bytes: int) -> None:
     """Add to the count of bytes that the spool holds; a negative number takes off."""
     fcntl.lockf(fd, fcntl.LOCK_EX, 1, _MUTEX)

@@ -71,6 +71,7 @@ FIELDS: "dict[str, Any]" = {
     "core": {
         "size_bytes": _INT,
         "disk_bytes": _INT,
+        "compressed_bytes": _INT_OR_NULL,
         "class": _INT,
         "truncated": _Optional({"reason": _STR, "expected_bytes": _INT}),
     },

@@ -29,11 +29,7 @@ def remove(spool: Spool, dump: Dump) -> int:
     """Remove a locked dump, and take its bytes off the count that dump.ceiling goes by; return them."""
     size_bytes = dump.disk_bytes()
     spool.remove(dump)
-    table_fd = quota.open_table(spool)
-    try:
-        quota.add_used(table_fd, -size_bytes)
-    finally:
-        os.close(table_fd)
+    quota.count(spool, -size_bytes)
     return size_bytes
 
 

@@ -28,9 +28,11 @@ if TYPE_CHECKING:
 
 STAGING, PENDING, SENDING, COMMITTED, FAILED = STAGES = ("staging", "pending", "sending", "committed", "failed")
 
-#: What is being removed lies in staging under this prefix.
 #: Where a core has a name that stays, whichever stage its dump is in.
 LINKS = "by-uuid"
+#: A dump has one of them; both for the moment between the one and the other.
+CORE, COMPRESSED = "core", "core.zst"
+#: What is being removed lies in staging under this prefix.
 REMOVED = ".removed-"
 
 _HINTS = {
@@ -209,15 +211,15 @@ class Spool:
         durable.sync(target)
         durable.sync(source)
 
-    def link_core(self, dump: Dump) -> str:
-        """Give the core the name by which the journal knows it, wherever its dump moves; return that path."""
-        name = f"{dump.uuid}.core"
+    def link_core(self, dump: Dump, core: str) -> str:
+        """Give the core, CORE or COMPRESSED, the name by which the journal knows it, wherever its dump moves; return that path."""
+        name = f"{dump.uuid}.{core}"
         links_fd = self._links()
         try:
-            durable.link(dump.fd, "core", name, links_fd)
+            if durable.exists(links_fd, name):  # an earlier attempt has come as far, with a file of its own
+                durable.unlink(links_fd, name)
+            durable.link(dump.fd, core, name, links_fd)
             durable.sync(links_fd)
-        except FileExistsError:
-            pass  # an earlier attempt has come as far
         finally:
             os.close(links_fd)
         return os.path.join(self.path, LINKS, name)
@@ -231,7 +233,7 @@ class Spool:
         """Unlink the journal's names of cores that are in no dump any more; of one dump's alone where that is given."""
         links_fd = self._links()
         try:
-            for name in [f"{uuid}.core"] if uuid else os.listdir(links_fd):
+            for name in [f"{uuid}.{core}" for core in (CORE, COMPRESSED)] if uuid else os.listdir(links_fd):
                 try:
                     alone = os.stat(name, dir_fd=links_fd, follow_symlinks=False).st_nlink == 1
                 except FileNotFoundError:

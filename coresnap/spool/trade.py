@@ -48,6 +48,9 @@ class Trade(Protocol):
     def settle(self, spool: Spool, dump: Dump, document: Record, answer: dict[str, Any] | None, /) -> None:
         """Do what is due when a dump leaves the stage, before its record is stored. Raises nothing that could keep it there."""
 
+    def shed(self, spool: Spool, dump: Dump, document: Record, /) -> None:
+        """Unlink what the record, as it is stored now, no longer speaks of. Raises OSError."""
+
     def conclude(self, dump: Dump, document: Record, answer: dict[str, Any] | None, /) -> Verdict:
         """Judge the answer (None: the worker died), and put its result into the dump and its record, durably."""
 

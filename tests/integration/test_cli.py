@@ -78,7 +78,13 @@ def where(made: Made, uuid: str) -> list[str]:
 
 
 def test_list_prints_the_documented_columns_and_footer(made: Made) -> None:
-    core = {"size_bytes": 1 << 23, "disk_bytes": 3271557 - 10240, "class": 64, "truncated": None}
+    core = {
+        "size_bytes": 1 << 23,
+        "disk_bytes": 3271557 - 10240,
+        "compressed_bytes": None,
+        "class": 64,
+        "truncated": None,
+    }
     spools.add(made, "pending", A, time_usec=1492210180_000000, core=core)
     spools.add(made, "sending", B, time_usec=1492210181_000000, report=b"{}", comm="sh", exe=None)
     listed = coresnap(made, "list")
@@ -316,6 +322,7 @@ def test_info_tells_in_words(made: Made) -> None:
     truncated = {
         "size_bytes": 2048,
         "disk_bytes": 4096,
+        "compressed_bytes": 512,
         "class": 64,
         "truncated": {"reason": "disk-full", "expected_bytes": 1 << 20},
     }
@@ -330,6 +337,7 @@ def test_info_tells_in_words(made: Made) -> None:
         "handed over by the kernel, the process held for 1.0 ms",
         "stack smashed",
         "the disk was full; whole it has 1.00mB",
+        "64 bit, 4.00kB on disk, compressed",
         "file:/store took it as 1",
         "captured: held 1000 usec",
     ):

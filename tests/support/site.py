@@ -100,6 +100,18 @@ class Site:
         return sorted(self.store.glob("*/*.json"))
 
 
+def kept_core(path: Path) -> bytes:
+    """Return the core of the dump in this directory, whether it is compressed or not; where it is both, they are the same."""
+    plain, packed = path / "core", path / "core.zst"
+    compressed_bytes = record.parse((path / "dump.json").read_bytes())["core"]["compressed_bytes"]
+    if compressed_bytes is None:
+        return plain.read_bytes()
+    assert packed.stat().st_size == compressed_bytes
+    unpacked = subprocess.run(["zstd", "-dcq"], input=packed.read_bytes(), capture_output=True, check=True).stdout
+    assert not plain.exists() or plain.read_bytes() == unpacked
+    return unpacked
+
+
 def assert_whole(site: Site, core: bytes) -> None:
     """Assert that every dump outside staging is whole: its record, its core, and what its stage promises."""
     seen: set[str] = set()
@@ -110,7 +122,7 @@ def assert_whole(site: Site, core: bytes) -> None:
             continue
         document = record.parse((path / "dump.json").read_bytes())
         assert document["uuid"] == path.name
-        kept = (path / "core").read_bytes()
+        kept = kept_core(path)
         assert len(kept) == document["core"]["size_bytes"]
         assert core.startswith(kept)
         assert document["core"]["truncated"] is not None or kept == core

@@ -72,7 +72,7 @@ def document(uuid: str, **changes: Any) -> record.Record:
             "cmdline": "vim notes",
         },
         "place": dict.fromkeys(record.FIELDS["place"]),
-        "core": {"size_bytes": len(CORE), "disk_bytes": 4096, "class": 64, "truncated": None},
+        "core": {"size_bytes": len(CORE), "disk_bytes": 4096, "compressed_bytes": None, "class": 64, "truncated": None},
         "assets": {"size_bytes": 10240, "missing": []},
         "package": None,
         "snapshot": None,

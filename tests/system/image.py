@@ -16,7 +16,17 @@ _REPOSITORY = _HERE.parents[1]
 BUILD = _REPOSITORY / "build" / "vm"
 SUITES = ("bookworm", "trixie", "forky")
 _PACKAGES = (
-    *("systemd", "systemd-sysv", "systemd-coredump", "dbus", "udev", "kmod", "procps", "linux-image-cloud-amd64"),
+    *(
+        "systemd",
+        "systemd-sysv",
+        "systemd-coredump",
+        "dbus",
+        "udev",
+        "kmod",
+        "procps",
+        "linux-image-cloud-amd64",
+        "zstd",
+    ),
     *("python3", "python3-systemd", "python3-sdnotify", "python3-requests", "python3-jsonschema"),
 )
 _DISK_BYTES = 6 << 30

@@ -38,7 +38,7 @@ def test_coredumpctl_finds_it_after_it_has_moved(enabled: Machine) -> None:
         "11 (SEGV)",
         "Unit: victim.service",
         "Slice: system.slice",
-        f"by-uuid/{uuid}.core (present)",
+        f"by-uuid/{uuid}.core.zst (present)",
     ):
         assert expected in info, info
     entries = enabled.sh("journalctl -b -o json MESSAGE_ID=fc2e22bc6ee647b6b90729ab34a250b1").stdout.splitlines()
@@ -48,6 +48,10 @@ def test_coredumpctl_finds_it_after_it_has_moved(enabled: Machine) -> None:
     assert entry["COREDUMP_ENVIRON"].startswith("LANG=C.UTF-8") or "\nLANG=C.UTF-8" in entry["COREDUMP_ENVIRON"]
     assert "Max core file size" in entry["COREDUMP_PROC_LIMITS"]
     assert entry["COREDUMP_CGROUP"] == "/system.slice/victim.service"
+    got = enabled.sh(
+        f"coredumpctl dump -q -o /root/theirs; coresnap dump {uuid} -o /root/ours; cmp /root/theirs /root/ours"
+    )
+    assert got.status == 0
     shown = enabled.sh(f"coresnap info {uuid[:8]}").stdout
     assert "victim.service" in shown
 

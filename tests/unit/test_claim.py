@@ -201,7 +201,7 @@ def test_units_follow_the_settings(tmp_path: Path, host: Host) -> None:
     assert 'ReadWritePaths="/srv/a \\"b\\" 50%%"' in capture
     worker = Path(host.units, "coresnap-process@.service.d/50-settings.conf").read_text()
     assert f"MemoryMax={(4 << 30) + (256 << 20)}" in worker
-    assert "RuntimeMaxSec=7290" in worker
+    assert "RuntimeMaxSec=14490" in worker
     assert units.install(host, settings.load(file)) == []
     file.write_text("")
     assert sorted(units.install(host, settings.load(file))) == sorted(changed)

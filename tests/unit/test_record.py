@@ -19,7 +19,7 @@ GOOD: dict[str, Any] = {
     "captured": {"time_usec": 1, "held_usec": 2, "transport": "pipe", "hostname": "host"},
     "victim": dict.fromkeys(record.FIELDS["victim"]),
     "place": dict.fromkeys(record.FIELDS["place"]),
-    "core": {"size_bytes": 1, "disk_bytes": 1, "class": 64, "truncated": None},
+    "core": {"size_bytes": 1, "disk_bytes": 1, "compressed_bytes": None, "class": 64, "truncated": None},
     "assets": {"size_bytes": 0, "missing": ["proc/maps"]},
     "package": None,
     "snapshot": None,

@@ -153,6 +153,13 @@ class Values:
         Largest snapshot that is taken from snapshot.command.
         """,
     )
+    core_compress: str = _row(
+        "core.compress", kinds.Choice(("zstd", "none")), "zstd", "snapshot", """
+        How cores are kept once their snapshot is made: zstd compresses them, where that makes them smaller, the disk has
+        room for both within dump.quota, and it takes no longer than snapshot.timeout; none keeps them as they came,
+        sparse. `coresnap dump`, `coresnap debug` and coredumpctl(1) read both.
+        """,
+    )
     defaults_command: tuple[str, ...] = _row(
         "defaults.command", kinds.Argv(None, may_be_empty=True), "", "snapshot", """
         Command that is run before snapshot.command, with the executable's name as its last argument. What it prints,

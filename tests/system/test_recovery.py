@@ -25,7 +25,7 @@ def test_a_capture_service_that_cannot_start_is_done_without_until_it_can(enable
     service = "coresnap-archive.service"
     usual = _crash(enabled)
     assert usual in ("socket", "handover")
-    with _with_lines(enabled, service, "Service", "ExecStart=", "ExecStart=/bin/sh -c 'exit 69'"):
+    with _with_lines(enabled, service, "Service", "ExecStart=", "ExecStart=/bin/false"):
         enabled.sh(f"systemctl kill -s KILL {service}")
         _until(
             enabled, "! systemctl is-active -q coresnap-handover.socket && ! systemctl is-active -q coresnap-fallback"
