@@ -61,6 +61,7 @@ bench:
 
 generate:
 	$(PYTHON) -m coresnap.ground.settings.render
+	$(PYTHON) -m coresnap.ground.catalog
 	$(PYTHON) -m coresnap.cli.manual
 
 # The packages of the project come from PyPI here; nothing of the distribution's is seen.
@@ -92,6 +93,7 @@ install:
 	install -m 644 README.md NEWS.md LICENSE coresnap/ground/settings/coresnap.conf $(ROOT)/share/doc/coresnap
 	for unit in units/coresnap*; do sed 's|@PREFIX@|$(PREFIX)|g' "$$unit" \
 	    | install -D -m 644 /dev/stdin $(DESTDIR)$(UNITDIR)/$${unit#units/}; done
+	install -D -m 644 units/journal.catalog $(ROOT)/lib/systemd/catalog/coresnap.catalog
 	install -D -m 644 units/90-coresnap.preset $(ROOT)/lib/systemd/system-preset/90-coresnap.preset
 	install -D -m 644 sysusers.d/coresnap.conf $(ROOT)/lib/sysusers.d/coresnap.conf
 	install -D -m 644 tmpfiles.d/coresnap.conf $(ROOT)/lib/tmpfiles.d/coresnap.conf

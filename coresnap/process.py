@@ -36,7 +36,7 @@ from coresnap.ground.log import CRITICAL, Log
 from coresnap.ground.program import argv_of
 from coresnap.ground.settings import Settings
 from coresnap.ground.text import human_duration
-from coresnap.spool import coredump, quota, stage_program, stages
+from coresnap.spool import coredump, quota, record, stage_program, stages
 from coresnap.spool.record import Record
 from coresnap.spool.stages import COMPRESSED, CORE, Dump, Spool
 from coresnap.spool.trade import Verdict
@@ -44,6 +44,7 @@ from coresnap.spool.trade import Verdict
 SNAPSHOT = "snapshot"
 _ASSETS = "assets.tar"
 _GRACE_USEC = 10_000_000
+_PACKAGE_MAX = 256
 
 
 class Processing:
@@ -110,6 +111,7 @@ class Processing:
     def settle(self, spool: Spool, dump: Dump, document: Record, answer: dict[str, Any] | None) -> None:
         """Give the core its lasting form and name, and tell the journal of the crash, once."""
         answer = answer or {}
+        document["package"] = document["package"] or _package(answer.get("package"))
         core = document["core"]
         if core["compressed_bytes"] is None and durable.exists(dump.fd, COMPRESSED):
             if document["failure"] is None and answer.get("compressed") is True:
@@ -163,6 +165,15 @@ class Processing:
         took = f" in {human_duration(elapsed_usec)}" if isinstance(elapsed_usec, int) else ""
         told = [detail, f"core not compressed: {problem}" if (problem := answer.get("compress_detail")) else ""]
         return Verdict("done", f"processed{took}{''.join(f': {text}' for text in told if text)}"[:2000])
+
+
+def _package(told: object) -> dict[str, str | None] | None:
+    """Return what a worker tells of the package, which is hostile, as the record has it."""
+    if not isinstance(told, dict):
+        return None
+    texts = {key: told.get(key) for key in record.FIELDS["package"].shape}
+    package = {key: text[:_PACKAGE_MAX] if isinstance(text, str) else None for key, text in texts.items()}
+    return package if any(package.values()) else None
 
 
 def _take_compressed(dump: Dump, core: dict[str, Any]) -> None:

@@ -29,7 +29,9 @@ from coresnap.ground import program, runner, wire
 from coresnap.ground.errors import BadInput, CoresnapError
 from coresnap.ground.formats import expand
 from coresnap.snapshot.asset import read_asset
-from coresnap.spool import compressed, coredump, stages
+from coresnap.snapshot.core import open_core
+from coresnap.snapshot.modules import main_package
+from coresnap.spool import compressed, coredump, record, stages
 
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _DEFAULTS_MAX_BYTES = 64 << 10
@@ -66,6 +68,8 @@ def work(connection: socket.socket) -> int:
     compressed_fd = files.pop(stages.COMPRESSED, -1)
     try:
         answer = _process(request, files)
+        if answer["status"] == "done":
+            answer["package"] = _package(files[stages.CORE])
         if compressed_fd >= 0 and answer["status"] == "done":
             answer |= _compress(request, files[stages.CORE], compressed_fd)
     except CoresnapError as error:
@@ -125,6 +129,15 @@ def _compress(request: dict[str, Any], core_fd: int, target_fd: int) -> dict[str
     most_bytes, timeout_usec = request["compress_bytes"], request["snapshot_timeout_usec"]
     problem = compressed.compress(core_fd, target_fd, most_bytes, timeout_usec, _CONNECTION_FD)
     return {"compressed": not problem, "compress_detail": problem}
+
+
+def _package(core_fd: int) -> dict[str, str]:
+    """Return what the executable says of its package; nothing where the core does not have it."""
+    try:
+        package = main_package(open_core(core_fd))
+    except (BadInput, OSError):
+        return {}
+    return {key: package[key] for key in record.FIELDS["package"].shape if key in package}
 
 
 def _evidence(fd: int) -> dict[str, str]:

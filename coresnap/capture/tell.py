@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from coresnap.capture.capture import WITHDRAWN, Capture
 from coresnap.capture.finish import Outcome
+from coresnap.ground import catalog
 from coresnap.ground.log import Log
 
 
@@ -20,11 +21,13 @@ def tell(log: Log, capture: Capture, outcome: Outcome) -> None:
     fields = {"CORESNAP_DUMP": outcome.uuid, "CORESNAP_STAGE": "pending" if outcome.kept else "none"}
     if not outcome.kept:
         record = "" if outcome.on_record else "; the ledger could not take it"
-        log.error(f"core of {who} not kept: {outcome.reason}: {outcome.detail}{record}", **fields)
+        line = f"core of {who} not kept: {outcome.reason}: {outcome.detail}{record}"
+        log.error(line, MESSAGE_ID=catalog.LOST.id, **fields)
         return
     truncated = f", truncated: {outcome.truncated}" if outcome.truncated else ""
     size = f"{outcome.size_bytes} bytes, {held}{truncated}"
-    log.info(f"core of {who} archived in {capture.settings.root}/pending/{outcome.uuid} ({size})", **fields)
+    line = f"core of {who} archived in {capture.settings.root}/pending/{outcome.uuid} ({size})"
+    log.info(line, MESSAGE_ID=catalog.ARCHIVED.id, **fields)
     if outcome.detail:
         log.warning(f"{outcome.uuid}: {outcome.detail}", **fields)
 
@@ -33,6 +36,8 @@ def tell_swept(log: Log, outcome: Outcome) -> None:
     """Log what became of a capture that was killed."""
     fields = {"CORESNAP_DUMP": outcome.uuid, "CORESNAP_STAGE": "pending" if outcome.kept else "none"}
     if outcome.kept:
-        log.warning(f"{outcome.uuid}: salvaged, its capture was killed: {outcome.truncated or 'whole'}", **fields)
+        line = f"{outcome.uuid}: salvaged, its capture was killed: {outcome.truncated or 'whole'}"
+        log.warning(line, MESSAGE_ID=catalog.SALVAGED.id, **fields)
     else:
-        log.error(f"{outcome.uuid}: lost, its capture was killed: {outcome.reason}: {outcome.detail}", **fields)
+        line = f"{outcome.uuid}: lost, its capture was killed: {outcome.reason}: {outcome.detail}"
+        log.error(line, MESSAGE_ID=catalog.LOST.id, **fields)

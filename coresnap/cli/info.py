@@ -89,6 +89,7 @@ def _crash(document: Record) -> list[tuple[str, str]]:
         ("Crashed", f"{words.when(captured['time_usec'])}, {words.ago(captured['time_usec'])}"),
         ("Host", printable(captured["hostname"])),
         ("Executable", printable(victim["exe"] or "")),
+        ("Package", _package(document["package"] or {})),
         ("Name", printable(victim["comm"] or "")),
         ("Command line", printable(victim["cmdline"] or "")),
         ("Process", _process(victim)),
@@ -98,6 +99,13 @@ def _crash(document: Record) -> list[tuple[str, str]]:
         *((title, printable(str(place[name] or ""), 1000)) for title, name in _PLACE),
         ("Captured", f"{transport}{held}"),
     ]
+
+
+def _package(package: dict[str, str | None]) -> str:
+    """Return name and version, then what kind of package it is and for what machine."""
+    name = " ".join(filter(None, (package.get("name"), package.get("version"))))
+    kind = ", ".join(filter(None, (package.get("type"), package.get("architecture"))))
+    return printable(f"{name} ({kind})" if name and kind else name or kind)
 
 
 def _process(victim: dict[str, Any]) -> str:

@@ -75,6 +75,12 @@ def list_modules(core: Core) -> Modules:
     return Modules(modules, missing)
 
 
+def main_package(core: Core) -> dict[str, str]:
+    """Return what the executable's package note tells; nothing where it has none."""
+    main = list_modules(core).find(core.notes.auxv.get(AT_ENTRY, 0))
+    return main.package if main else {}
+
+
 def _candidates(core: Core) -> Iterator[tuple[str, int, int]]:
     """Yield (path, start, end of the run of its mappings) wherever the first page of a file is mapped, and the vDSO."""
     mappings = sorted(core.notes.mappings, key=lambda mapping: mapping.start)

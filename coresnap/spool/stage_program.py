@@ -7,12 +7,20 @@ import argparse
 from collections.abc import Callable
 from dataclasses import replace
 
-from coresnap.ground import notify, program, settings
+from coresnap.ground import catalog, notify, program, settings
 from coresnap.ground.log import Log
+from coresnap.spool import stages
 from coresnap.spool.owner import Owner
 from coresnap.spool.record import Record
 from coresnap.spool.stages import Spool
 from coresnap.spool.trade import Tell, Trade, Verdict
+
+_MESSAGES = {
+    "done": catalog.PROCESSED,
+    "later": catalog.WAITS,
+    "parked": catalog.WAITS,
+    "failed": catalog.FAILED,
+}
 
 
 def main(name: str, manual: str, trade: Callable[[settings.Settings, Log], Trade], arguments: list[str] | None) -> int:
@@ -56,6 +64,10 @@ def _teller(log: Log) -> Tell:
 
     def tell(uuid: str, _document: Record | None, verdict: Verdict, stage: str) -> None:
         fields = {"CORESNAP_DUMP": uuid, "CORESNAP_STAGE": stage}
+        message = _MESSAGES[verdict.status]
+        if verdict.status == "done" and stage == stages.COMMITTED:
+            message = catalog.DELIVERED
+        fields["MESSAGE_ID"] = message.id
         if verdict.status == "done":
             log.info(f"{uuid}: {verdict.detail or 'done'}; now in {stage}", **fields)
         elif verdict.status == "later":

@@ -21,6 +21,7 @@ import pytest
 from coresnap import take_snapshot
 from coresnap.ground import elf
 from tests.crash import build, crash
+from tests.support import packaged
 from tests.support.site import REPOSITORY, Site
 from tests.unit.test_snapshot import VALIDATOR
 
@@ -139,20 +140,11 @@ def test_attributes_are_plausible(dump: _Dump) -> None:
 
 
 def test_a_package_note_is_reported(tmp_path: Path) -> None:
-    """Linked in as distributions do: the section .note.package, of the ELF packaging specification."""
-    package = {"type": "deb", "name": "crash", "version": "1.2-3", "architecture": "amd64"}
-    text = json.dumps(package).replace('"', '\\"')
-    (tmp_path / "note.s").write_text(
-        f'.section .note.package,"a",%note\n.balign 4\n.long 4, 2f - 1f, 0xcafe1a7e\n.asciz "FDO"\n1: .asciz "{text}"\n'
-        '2: .balign 4\n.section .note.GNU-stack,"",%progbits\n'
-    )
-    source = REPOSITORY / "tests" / "crash" / "programs" / "crash.c"
-    program = tmp_path / "packaged"
-    subprocess.run(["gcc", "-pthread", "-o", program, source, tmp_path / "note.s"], check=True)
+    program = packaged.build(tmp_path)
     with crash([program, "null", "1"]) as crashed:
         report = json.loads(_report(crashed.core).stdout)
     [module] = [module for module in report["modules"] if module["path"] == str(program)]
-    assert module["package"] == package
+    assert module["package"] == packaged.PACKAGE
     assert report["attributes"]["package.version"] == "1.2-3"
 
 

@@ -14,8 +14,10 @@ from typing import Any
 import pytest
 
 from coresnap.ground import durable
-from coresnap.spool import record
+from coresnap.spool import coredump, record
 from coresnap.spool.stages import STAGES, Spool
+from tests.crash import crash
+from tests.support import packaged
 from tests.support.site import REPOSITORY, Site, assert_whole
 
 
@@ -345,3 +347,18 @@ def test_a_compressed_core_is_read_as_any_other(site: Site, real_core: Path, tmp
     refused = subprocess.run([*argv, "retry", path.name], cwd=REPOSITORY, check=False, capture_output=True, text=True)
     assert refused.returncode == 69
     assert "core compressed" in refused.stderr
+
+
+def test_the_package_is_told(site: Site, tmp_path: Path) -> None:
+    """The executable's own note tells it, from the core alone."""
+    with crash([packaged.build(tmp_path), "null", "1"]) as crashed:
+        assert site.archive(crashed.core, *crashed.core_pattern()).returncode == 0
+    assert site.once().returncode == 0
+    stage, document = _only(site)
+    assert stage == "committed"
+    assert document["package"] == packaged.PACKAGE
+    fields = coredump.fields(document, "/core", {})
+    assert (fields["COREDUMP_PACKAGE_NAME"], fields["COREDUMP_PACKAGE_VERSION"]) == ("crash", "1.2-3")
+    argv = [sys.executable, "-m", "coresnap.cli", "--settings", str(site.settings), "info", document["uuid"]]
+    told = subprocess.run(argv, cwd=REPOSITORY, check=True, capture_output=True, text=True).stdout
+    assert "crash 1.2-3 (deb, amd64)" in told

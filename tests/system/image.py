@@ -26,6 +26,8 @@ _PACKAGES = (
         "procps",
         "linux-image-cloud-amd64",
         "zstd",
+        "systemd-container",
+        "gdb",
     ),
     *("python3", "python3-systemd", "python3-sdnotify", "python3-requests", "python3-jsonschema"),
 )

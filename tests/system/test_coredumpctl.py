@@ -52,6 +52,10 @@ def test_coredumpctl_finds_it_after_it_has_moved(enabled: Machine) -> None:
         f"coredumpctl dump -q -o /root/theirs; coresnap dump {uuid} -o /root/ours; cmp /root/theirs /root/ours"
     )
     assert got.status == 0
+    explained = enabled.sh(f"journalctl --no-pager -b -x CORESNAP_DUMP={uuid}").stdout
+    for subject in ("its core was kept", "A snapshot was made", "A snapshot was delivered"):
+        assert subject in explained, explained
+    assert f"coresnap info {uuid}" in explained
     shown = enabled.sh(f"coresnap info {uuid[:8]}").stdout
     assert "victim.service" in shown
 

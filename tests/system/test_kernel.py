@@ -36,7 +36,7 @@ def test_a_crash_goes_all_the_way(guest: Machine) -> None:
     assert [entry.get("CORESNAP_STAGE", "coredumpctl's") for entry in ours] == [
         *("pending", "coredumpctl's", "sending", "committed"),
     ]
-    owner = guest.sh(f"stat -c %U:%G:%a /var/lib/coresnap/committed/{dump['uuid']}/core").stdout
+    owner = guest.sh(f"stat -c %U:%G:%a /var/lib/coresnap/committed/{dump['uuid']}/core.zst").stdout
     assert owner == "coresnap:coresnap:600\n"
 
 

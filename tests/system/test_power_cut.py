@@ -12,9 +12,9 @@ from tests.system.machine import Machine
 
 _CRASHES = "(while :; do python3 -c 'import ctypes; ctypes.string_at(16)'; done) > /dev/null 2>&1 &"
 _STAGES = "(while :; do coresnapd --once; done) > /dev/null 2>&1 &"
-#: Each dump outside staging: its core has the size on record, its snapshot and its delivered copy the digest on record.
+#: Each dump outside staging: its core, compressed or not, has the size on record, its snapshot and its delivered copy the digest.
 _CHECK = """
-import glob, hashlib, json, os
+import glob, hashlib, json, os, subprocess
 seen = {}
 for path in glob.glob("/var/lib/coresnap/[pscf]*/*-*-*-*-*"):
     stage, uuid = path.split("/")[-2:]
@@ -22,8 +22,13 @@ for path in glob.glob("/var/lib/coresnap/[pscf]*/*-*-*-*-*"):
         continue
     record = json.load(open(path + "/dump.json"))
     assert record["uuid"] == uuid and uuid not in seen, path
-    assert os.path.getsize(path + "/core") == record["core"]["size_bytes"], path
-    assert open(path + "/core", "rb").read(4) == b"\\x7fELF", path
+    if os.path.exists(path + "/core"):
+        assert os.path.getsize(path + "/core") == record["core"]["size_bytes"], path
+        assert open(path + "/core", "rb").read(4) == b"\\x7fELF", path
+    else:
+        assert os.path.getsize(path + "/core.zst") == record["core"]["compressed_bytes"], path
+        whole = subprocess.run(["zstd", "-dc", path + "/core.zst"], check=True, capture_output=True).stdout
+        assert len(whole) == record["core"]["size_bytes"] and whole[:4] == b"\\x7fELF", path
     if stage in ("sending", "committed"):
         digest = hashlib.sha256(open(path + "/snapshot", "rb").read()).hexdigest()
         assert digest == record["snapshot"]["sha256"], path
