@@ -42,6 +42,7 @@ import select
 from contextlib import suppress
 from typing import NoReturn
 
+import coresnap.capture.memory  # noqa: F401  # a large crash wants it while it is held
 from coresnap.capture import handover
 from coresnap.capture.board import CAPTURES, FREE, WAITS, Board
 from coresnap.capture.capture import Capture

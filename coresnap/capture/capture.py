@@ -85,7 +85,8 @@ class Capture:
     def _hold(self, source: "Source", proc: "str | None", reader: Reader) -> None:
         self.evidence = Evidence(proc, self.settings.environ, reader)
         self.spool = Spool(self.settings.root)
-        later = source.keeps_process() and not policy.needs_limits(self.settings, self.victim)
+        stays = source.keeps_process()
+        later = stays and not policy.needs_limits(self.settings, self.victim)
         if not later:
             self._take_evidence()
         policy.decide(self.settings, self.victim, self.evidence.members.get("proc/limits", b""))
@@ -94,7 +95,7 @@ class Capture:
         self.dump = self.spool.new()
         self.core_fd = durable.create(self.dump.fd, CORE, *self.settings.owner())
         source.begin()
-        self.copied = copy(source.fd, self.core_fd, self.reservation, OVERHEAD_BYTES)
+        self.copied = copy(source.fd, self.core_fd, self.reservation, OVERHEAD_BYTES, proc if stays else None)
         if later:  # its evidence has been read while its core was copied
             self._take_evidence()
 

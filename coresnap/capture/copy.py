@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The core's one pass from the kernel to the disk: what is zero becomes a hole, what is not is written once.
 
+The memory of a large process is read from the process itself, as coresnap.capture.memory describes.
+
 Imported while a crashed process is held; this is most of the time that it is held for.
 """
 
@@ -8,12 +10,14 @@ import errno
 import fcntl
 import os
 
-from coresnap.ground import durable
-from coresnap.ground.elf import looks_like_core
+from coresnap.ground import durable, elf
+from coresnap.ground.errors import BadInput
 from coresnap.spool.quota import QuotaExceeded
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from coresnap.spool.quota import Reservation
 
 BUFFER_BYTES = 1 << 20
@@ -22,6 +26,11 @@ _F_SETPIPE_SZ = 1031
 _ZERO_BUFFER = bytes(BUFFER_BYTES)
 _ZERO_PAGE = bytes(PAGE_BYTES)
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+#: From how many bytes on what is left of a core is worth being read from the process's memory. More than a pipe holds, so
+#: that the kernel is in the midst of its dump as long as nobody reads.
+_WORTH_BYTES = 8 << 20
+#: Headers and notes that have not come by then do not come.
+_HEAD_MAX_BYTES = 64 << 20
 
 
 class Copied:
@@ -40,34 +49,124 @@ class Copied:
         self.detail = detail
 
 
-def copy(source_fd: int, core_fd: int, reservation: "Reservation", spare_bytes: int = 0) -> Copied:
-    """Copy the core from `source_fd`, a pipe, socket or file, to its end or to the first error. Raises nothing of it.
+class _Copying:
+    """One copy under way: its buffer, and where what is in it goes."""
 
-    Nothing is written that is not reserved; `spare_bytes` of the reservation are left for what comes after the core.
-    """
-    widen(source_fd)
-    copied = Copied()
-    buffer = bytearray(BUFFER_BYTES)
-    view = memoryview(buffer)
-    try:
-        while filled := _fill(source_fd, view, copied):
+    def __init__(self, core_fd: int, reservation: "Reservation", spare_bytes: int) -> None:
+        self.core_fd = core_fd
+        self.reservation = reservation
+        self.spare_bytes = spare_bytes
+        self.buffer = bytearray(BUFFER_BYTES)
+        self.view = memoryview(self.buffer)
+        self.copied = Copied()
+
+    def from_source(self, source_fd: int, proc: "str | None") -> None:
+        """Copy what the source has, to its end, or until the process's memory has told the rest."""
+        copied = self.copied
+        while filled := _fill(source_fd, self.view, copied):
             if not copied.size_bytes:
-                reason = looks_like_core(bytes(view[: min(filled, PAGE_BYTES)]))
+                reason = elf.looks_like_core(bytes(self.view[: min(filled, PAGE_BYTES)]))
                 if reason:
                     copied.size_bytes = filled
                     copied.stop("not-a-core", reason)
-                    return copied
-            reservation.ensure(filled + spare_bytes)
-            written_bytes = _put(core_fd, buffer, view, filled, copied.size_bytes)
+                    return
+            self.put(filled, copied.size_bytes)
             copied.size_bytes += filled
-            reservation.spend(written_bytes)
             if filled < BUFFER_BYTES:
-                break
+                return
+            if proc is not None:
+                segments = _memory_left(self.core_fd, copied.size_bytes)
+                if segments is not None:
+                    if segments and self.from_memory(proc, segments):
+                        return
+                    proc = None
+
+    def put(self, filled: int, offset: int) -> None:
+        """Write what the buffer has been filled with."""
+        self.reservation.ensure(filled + self.spare_bytes)
+        self.reservation.spend(_put(self.core_fd, self.buffer, self.view, filled, offset))
+
+    def from_memory(self, proc: str, segments: "Sequence[elf.Segment]") -> bool:
+        """Copy the rest from the process; say no where its memory is not to be had, and what the kernel sends is to be read."""
+        from coresnap.capture.memory import Memory, Unreadable  # few crashes need it
+
+        copied, start_bytes = self.copied, self.copied.size_bytes
+        try:
+            with Memory(proc) as memory:
+                if not memory.same(*self._last_page(segments[0], start_bytes)):
+                    return False
+                files = elf.file_mappings(lambda count, offset: os.pread(self.core_fd, count, offset))
+                at = start_bytes
+                for segment in segments:
+                    end = segment.offset + segment.filesz
+                    anonymous = files is not None and segment.vaddr not in files
+                    while at < end:
+                        count = min(BUFFER_BYTES, end - at)
+                        if memory.fill(self.view[:count], segment.vaddr + at - segment.offset, anonymous):
+                            self.put(count, at)
+                        at += count
+                if not memory.is_whole():
+                    copied.stop("cut-short", "the process was killed while its memory was read")
+                copied.size_bytes = at
+                return True
+        except Unreadable:
+            return False
+
+    def _last_page(self, segment: elf.Segment, at: int) -> "tuple[bytes, int]":
+        """Return the last bytes of this segment that the kernel has sent, up to a page, and their address."""
+        count = min(PAGE_BYTES, at - segment.offset)
+        return os.pread(self.core_fd, count, at - count), segment.vaddr + at - count - segment.offset
+
+
+def copy(
+    source_fd: int, core_fd: int, reservation: "Reservation", spare_bytes: int = 0, proc: "str | None" = None
+) -> Copied:
+    """Copy the core from `source_fd`, a pipe, socket or file, to its end or to the first error. Raises nothing of it.
+
+    Nothing is written that is not reserved; `spare_bytes` of the reservation are left for what comes after the core. `proc`
+    is the directory in /proc of the process that is being dumped, where it stays until the source is closed.
+    """
+    widen(source_fd)
+    copying = _Copying(core_fd, reservation, spare_bytes)
+    copied = copying.copied
+    try:
+        copying.from_source(source_fd, proc)
     except QuotaExceeded as error:
         copied.stop("quota", error.line())
     except OSError as error:
         copied.stop("disk-full" if error.errno in _FULL else "write-error", f"write: {error.strerror}")
     return copied
+
+
+def _memory_left(core_fd: int, size_bytes: int) -> "list[elf.Segment] | None":
+    """Return the segments that have not come yet, or not whole, in order; none where they are not worth it, or not in order.
+
+    None stands for headers or notes that have not come yet.
+    """
+
+    def pread(count: int, offset: int) -> bytes:
+        return os.pread(core_fd, max(0, min(count, size_bytes - offset)), offset)
+
+    try:
+        header = elf.read_core(pread)
+        if header.notes_end > size_bytes:
+            raise BadInput("the notes have not come yet")
+        left = [
+            segment
+            for segment in elf.segments(pread, header)
+            if segment.type == elf.PT_LOAD and segment.filesz and segment.offset + segment.filesz > size_bytes
+        ]
+    except BadInput:
+        return None if size_bytes < _HEAD_MAX_BYTES else []
+    # Of more segments than fit in the header, the kernel writes the count behind them all.
+    if header.segments_count >= elf.PN_XNUM or header.expected_bytes - size_bytes < _WORTH_BYTES:
+        return []
+    at = size_bytes
+    for number, segment in enumerate(left):
+        if (segment.offset != at and (number or segment.offset > at)) or segment.vaddr % PAGE_BYTES:
+            return []
+        at = segment.offset + segment.filesz
+    return left
 
 
 def widen(fd: int) -> None:

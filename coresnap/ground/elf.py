@@ -21,7 +21,7 @@ ET_CORE = 4
 EM_X86_64, EM_AARCH64 = 62, 183
 PT_LOAD, PT_NOTE = 1, 4
 PF_X = 1
-NT_PRSTATUS, NT_PRPSINFO = 1, 3
+NT_PRSTATUS, NT_PRPSINFO, NT_FILE = 1, 3, 0x46494C45
 #: vm.max_map_count is set as high as this by some distributions.
 SEGMENTS_MAX = 1 << 20
 #: 65,536 threads with some ten register sets each, of 12 kB in all.
@@ -30,7 +30,7 @@ NOTES_MAX_BYTES = 1 << 30
 #: The kernel writes no list of files larger than this (core_file_note_size_limit).
 NOTE_MAX_BYTES = 16 << 20
 _OFFSET_MAX = (1 << 63) - 1
-_PN_XNUM = 0xFFFF
+PN_XNUM = 0xFFFF  #: e_phnum, where there are as many program headers or more
 _CHUNK_SEGMENTS = 4096
 _WINDOW_BYTES = 1 << 20
 _KINDS = {1: "an object file", 2: "an executable", 3: "an executable or a library"}
@@ -105,7 +105,7 @@ def read_core(pread: "Pread") -> CoreHeader:
     if phentsize != size_bytes:
         at = 54 if elf_class == 64 else 42
         raise BadInput(f"core: a program header of {phentsize} bytes at offset {at}, {size_bytes} expected")
-    header.segments_count = _many(pread, header, shoff) if phnum == _PN_XNUM else phnum
+    header.segments_count = _many(pread, header, shoff) if phnum == PN_XNUM else phnum
     if not 0 < header.segments_count <= SEGMENTS_MAX:
         raise BadInput(f"core: {header.segments_count} program headers")
     for segment in segments(pread, header):
@@ -161,7 +161,7 @@ def _many(pread: "Pread", header: CoreHeader, shoff: int) -> int:
     first, second = (_segment(header, values) for values in shape.iter_unpack(data))
     count, rest = divmod(first.offset - phoff, shape.size)
     before_memory = first.type == PT_NOTE and first.offset + first.filesz <= second.offset
-    if before_memory and not rest and _PN_XNUM <= count <= SEGMENTS_MAX:
+    if before_memory and not rest and PN_XNUM <= count <= SEGMENTS_MAX:
         return count
     at = 44 if header.elf_class == 64 else 28
     data = _read(pread, 4, shoff + at) if shoff else b""
@@ -214,6 +214,22 @@ def core_notes(pread: "Pread", header: CoreHeader) -> "Iterator[tuple[int, bytes
                 size_bytes = whole
             else:
                 at, left = at + whole, left - 1
+
+
+def file_mappings(pread: "Pread") -> "set[int] | None":
+    """Return the addresses at which files are mapped; None where the core, of a 64-bit machine, does not tell. Raises BadInput.
+
+    NT_FILE: count, page size, then (start, end, offset in pages) of each mapping; its names are of no interest here.
+    """
+    header = read_core(pread)
+    if header.elf_class != 64:
+        return None
+    for kind, note in core_notes(pread, header):
+        if kind == NT_FILE and len(note) >= 16:
+            (count,) = struct.unpack_from(header.order + "Q", note, 0)
+            if 16 + 24 * count <= len(note):
+                return set(struct.unpack_from(f"{header.order}{3 * count}Q", note, 16)[::3])
+    return None
 
 
 class Identity:

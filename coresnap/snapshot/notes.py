@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from coresnap.ground import elf
 
-NT_AUXV, NT_SIGINFO, NT_FILE = 6, 0x53494749, 0x46494C45
+NT_AUXV, NT_SIGINFO = 6, 0x53494749
 THREADS_MAX = 65536
 MAPPINGS_MAX = 262144
 _PATH_MAX = 4096
@@ -113,7 +113,7 @@ def read(pread: elf.Pread, header: elf.CoreHeader, machine: Machine) -> Notes:
             _take_siginfo(notes, _read_siginfo(note))
         elif kind == NT_AUXV and not notes.auxv:
             notes.auxv = dict(struct.iter_unpack("<QQ", note[: len(note) & ~15][: 16 * _AUXV_MAX]))
-        elif kind == NT_FILE and not notes.mappings:
+        elif kind == elf.NT_FILE and not notes.mappings:
             _read_files(notes, note)
     size_bytes = header.notes_end - header.notes_offset
     if size_bytes > elf.NOTES_MAX_BYTES:
