@@ -50,7 +50,7 @@ from coresnap.capture.finish import finish, sweep
 from coresnap.capture.handover import HandedOver
 from coresnap.capture.kernel_socket import KernelSocket, victim_of
 from coresnap.capture.resident import ResidentReader
-from coresnap.capture.source import Source
+from coresnap.capture.source import Gone, Source
 from coresnap.capture.tell import tell, tell_swept
 from coresnap.capture.victim import Victim, from_core_pattern
 from coresnap.ground import flat, notify, program
@@ -74,11 +74,12 @@ _LOOK_SECONDS = 60
 
 
 class _Lost(CoresnapError):
-    """A process has crashed, and its core cannot be had."""
+    """A process has crashed, and its core cannot be had; `reason` is one of the ledger's."""
 
-    def __init__(self, victim: Victim, why: str) -> None:
+    def __init__(self, victim: Victim, reason: str, why: str) -> None:
         super().__init__(why)
         self.victim = victim
+        self.reason = reason
 
 
 class Service:
@@ -250,11 +251,11 @@ class Service:
         return True
 
     def _put_on_record(self, lost: _Lost) -> None:
-        self.log.error(f"core of pid {lost.victim.pid} not kept: internal: {lost}")
+        self.log.error(f"core of pid {lost.victim.pid} not kept: {lost.reason}: {lost}")
         settings, _problem = flat.read(self.settings)
         victim = {name: getattr(lost.victim, name) for name in ("pid", "uid", "signal")}
         with Spool(settings.root) as spool:
-            ledger.append(spool.root_fd, "internal", str(lost), "", victim)
+            ledger.append(spool.root_fd, lost.reason, str(lost), "", victim)
 
     def _capture(self, name: str, connection: socket.socket, started_nsec: int, reader: ResidentReader) -> None:
         settings, problem = flat.read(self.settings)
@@ -287,8 +288,10 @@ def _from_kernel(connection: socket.socket) -> tuple[Victim, KernelSocket, str]:
     victim = victim_of(connection)
     try:
         return victim, KernelSocket(connection), f"/proc/{victim.pid}"
+    except Gone as error:
+        raise _Lost(victim, "empty", str(error)) from error
     except (BadInput, OSError) as error:
-        raise _Lost(victim, str(error)) from error
+        raise _Lost(victim, "internal", str(error)) from error
 
 
 def _from_archive(connection: socket.socket, fds: list[int]) -> tuple[Victim, Source, str, int]:

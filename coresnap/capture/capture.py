@@ -14,7 +14,7 @@ import time
 from coresnap.capture import policy
 from coresnap.capture.copy import Copied, copy
 from coresnap.capture.evidence import Evidence, Reader
-from coresnap.capture.source import Withdrawn
+from coresnap.capture.source import Gone, Withdrawn
 from coresnap.ground import durable
 from coresnap.ground.errors import CoresnapError, Refused
 from coresnap.spool.quota import QuotaExceeded, Reservation
@@ -79,6 +79,7 @@ class Capture:
             self._hold(source, proc, reader or Reader(source.fds()))
         except (CoresnapError, OSError) as error:
             self.fail(error)
+            self._forget_another()  # the loss is recorded under a name, too
             source.refuse()
         self.held_usec = (time.monotonic_ns() - self.started_nsec) // 1000
 
@@ -102,6 +103,12 @@ class Capture:
     def _take_evidence(self) -> None:
         assert self.evidence is not None
         self.evidence.wait_for_victim(self.settings.evidence_budget_usec)
+        self._forget_another()
+
+    def _forget_another(self) -> None:
+        """Forget what /proc told where the process has ended: it may have told of another one under its number."""
+        if self.evidence is None:
+            return
         if self.victim.pidfd is not None and _has_exited(self.victim.pidfd):
             self.evidence.forget_victim()
 
@@ -120,6 +127,8 @@ class Capture:
             self.reason = error.reason
         elif isinstance(error, QuotaExceeded):
             self.reason = "quota"
+        elif isinstance(error, Gone):
+            self.reason = "empty"
         elif isinstance(error, Withdrawn):
             self.reason = WITHDRAWN
         elif isinstance(error, Refused):

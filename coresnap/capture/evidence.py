@@ -99,7 +99,7 @@ class Reader:
 class Evidence:
     """The members read so far, in their order, and the child that reads more."""
 
-    __slots__ = ("_buffer", "_fd", "_reader", "members", "read_whole", "victim_read")
+    __slots__ = ("_buffer", "_fd", "_forgotten", "_reader", "members", "read_whole", "victim_read")
 
     def __init__(self, proc: "str | None", environ: "Sequence[str]", reader: Reader) -> None:
         """Start reading. `proc` is the directory of the process in /proc, None where it is not known.
@@ -107,7 +107,7 @@ class Evidence:
         `environ` are the names of environment variables to keep; a trailing asterisk stands for any rest.
         """
         self.members: dict[str, bytes] = {}
-        self.victim_read = self.read_whole = False
+        self.victim_read = self.read_whole = self._forgotten = False
         self._buffer = bytearray()
         self._reader = reader
         proc_fd = _directory(proc)
@@ -130,7 +130,8 @@ class Evidence:
         self._reader.end(whole=self.read_whole)
 
     def forget_victim(self) -> None:
-        """Drop the victim's part: it has turned out to be another process's."""
+        """Drop the victim's part, and what is still to come of it: it may be another process's."""
+        self._forgotten = True
         self.members = {name: data for name, data in self.members.items() if name.startswith("host/")}
 
     def missing(self) -> "list[str]":
@@ -167,7 +168,7 @@ class Evidence:
                 self.victim_read = True
             elif name == _END:
                 self.read_whole = True
-            else:
+            elif not self._forgotten or name.startswith("host/"):
                 self.members[name] = bytes(self._buffer[end - data_bytes : end])
             at = end
         del self._buffer[:at]

@@ -12,7 +12,7 @@ import socket
 import struct
 import time
 
-from coresnap.capture.source import Source
+from coresnap.capture.source import Gone, Source
 from coresnap.capture.victim import Victim
 from coresnap.ground.errors import BadInput
 
@@ -22,10 +22,13 @@ _REQUEST_BYTES = (16, 4096)
 KERNEL, USERSPACE, REJECT, WAIT = 1, 2, 4, 8
 _MARKS = {1: "the answer is too short", 2: "it is too long", 3: "it is not supported", 4: "it contradicts itself"}
 
+_GONE = "the kernel closed its coredump socket: the process was killed before its core was asked for"
+
+_PEER = struct.Struct("=iII")
 _SO_PEERPIDFD = 77
 _PIDFD_GET_INFO = 0xC048FF0B
 _INFO = struct.Struct("=QQIII 8I iII")
-_INFO_CREDENTIALS, _INFO_COREDUMP, _INFO_SIGNAL = 2, 0x10, 0x40
+_INFO_CREDENTIALS, _INFO_EXIT, _INFO_COREDUMP, _INFO_SIGNAL = 2, 8, 0x10, 0x40
 _COREDUMPED, _DUMPED_AS_USER = 1, 4
 
 
@@ -33,10 +36,13 @@ class KernelSocket(Source):
     """A connection of the kernel's. The process is held until it is closed."""
 
     def __init__(self, connection: socket.socket) -> None:
-        """Read the request. Raises BadInput, OSError."""
+        """Read the request. Raises Gone, BadInput, OSError."""
         super().__init__(connection.fileno(), "socket")
         self._connection = connection
-        size_bytes = int.from_bytes(connection.recv(4, socket.MSG_PEEK | socket.MSG_WAITALL), "little")
+        head = connection.recv(4, socket.MSG_PEEK | socket.MSG_WAITALL)
+        if not head:
+            raise Gone(_GONE)
+        size_bytes = int.from_bytes(head, "little")
         if not _REQUEST_BYTES[0] <= size_bytes < _REQUEST_BYTES[1]:
             raise BadInput(f"the coredump socket's request claims {size_bytes} bytes")
         request = connection.recv(size_bytes, socket.MSG_WAITALL)
@@ -57,37 +63,46 @@ class KernelSocket(Source):
             raise BadInput(f"the kernel will not send the core: {_MARKS.get(mark, mark)}")
 
     def acknowledge(self) -> None:
-        """Have the kernel say that there is a core, and send none. Raises BadInput, OSError."""
+        """Have the kernel say that there is a core, and send none. Raises Gone, OSError."""
         self._answer(USERSPACE)
 
     def refuse(self) -> None:
         """Have the kernel end the process without a core: not one byte moves."""
         try:
             self._answer(REJECT)
-        except (OSError, BadInput):
+        except (OSError, Gone):
             pass  # it has gone already
 
     def _answer(self, mask: int) -> int:
-        self._connection.sendall(_HEAD.pack(_HEAD.size, 0, mask))
-        data = self._connection.recv(_MARK.size, socket.MSG_WAITALL)
+        try:
+            self._connection.sendall(_HEAD.pack(_HEAD.size, 0, mask))
+            data = self._connection.recv(_MARK.size, socket.MSG_WAITALL)
+        except ConnectionError as error:
+            raise Gone(_GONE) from error
         if len(data) < _MARK.size:
-            raise BadInput("the kernel closed the coredump socket")
+            raise Gone(_GONE)
         (mark,) = _MARK.unpack(data)
         return int(mark)
 
 
 def victim_of(connection: socket.socket) -> Victim:
-    """Return what the kernel tells of the process that crashes. Raises BadInput where it does not crash, OSError."""
+    """Return what the kernel tells of the process that crashes. Raises BadInput where it does not crash, OSError.
+
+    Of one that has been killed meanwhile, and reaped, the socket remembers who it was; its user is the effective one then.
+    """
     victim = Victim()
     pidfd = connection.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD)
     os.set_inheritable(pidfd, False)
     buffer = bytearray(_INFO.size)
-    _INFO.pack_into(buffer, 0, _INFO_CREDENTIALS | _INFO_COREDUMP | _INFO_SIGNAL, *[0] * 15)
+    _INFO.pack_into(buffer, 0, _INFO_CREDENTIALS | _INFO_EXIT | _INFO_COREDUMP | _INFO_SIGNAL, *[0] * 15)
     fcntl.ioctl(pidfd, _PIDFD_GET_INFO, buffer)
     mask, _cgroup, _pid, tgid, _ppid, ruid, rgid, *_ids, _exit, dumped, number = _INFO.unpack(buffer)
     if not (mask & _INFO_COREDUMP and dumped & _COREDUMPED):
         raise BadInput(f"process {tgid} is at the coredump socket, and has not crashed")
     victim.pid, victim.uid, victim.gid, victim.pidfd = tgid, ruid, rgid, pidfd
+    if not tgid:
+        peer = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
+        victim.pid, victim.uid, victim.gid = _PEER.unpack(peer)
     victim.dumpable = 1 if dumped & _DUMPED_AS_USER else 2
     victim.time = int(time.time())
     if mask & _INFO_SIGNAL:

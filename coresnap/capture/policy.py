@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from coresnap.ground.flat import ArchiveSettings
 
 HONOUR = "honour"
+#: Limits by which a process wants no core. The second is the kernel's word for it, which its pipe goes by and its socket does not.
+_NO_CORE = (0, 1)
 _LIMIT = b"Max core file size"
 
 
@@ -33,8 +35,8 @@ def decide(settings: "ArchiveSettings", victim: "Victim", limits: bytes) -> None
     """Raise Declined where the core is not wanted. `limits` is /proc/PID/limits, empty where it is not known."""
     if settings.rlimit_core == HONOUR:
         limit = victim.rlimit_core if victim.rlimit_core is not None else _soft_limit(limits)
-        if limit == 0:
-            raise Declined("rlimit", "its RLIMIT_CORE is 0, which archive.rlimit_core = honour goes by")
+        if limit in _NO_CORE:
+            raise Declined("rlimit", f"its RLIMIT_CORE is {limit}, which archive.rlimit_core = honour goes by")
 
 
 def _soft_limit(limits: bytes) -> "int | None":

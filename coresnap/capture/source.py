@@ -12,6 +12,10 @@ class Withdrawn(CoresnapError):
     """Whoever offered the crash has taken it back, and captures it: nothing is lost, and there is nothing to record."""
 
 
+class Gone(CoresnapError):
+    """The process was killed before its core was asked for: there will be none."""
+
+
 class Source:
     """A pipe or a file, which is read as it is. `transport` is pipe, hand or import; handover and socket are its heirs'."""
 
@@ -37,7 +41,7 @@ class Source:
             os.close(fd)
 
     def begin(self) -> None:
-        """Ask for the core. Raises Withdrawn, or BadInput where it will not come."""
+        """Ask for the core. Raises Withdrawn, Gone, or BadInput where it will not come."""
 
     def refuse(self) -> None:
         """Say that the core is not taken, as far as anybody waits to hear that. Raises nothing."""

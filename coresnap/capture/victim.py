@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The process that crashed, as the kernel's core_pattern describes it. Imported while that process is held."""
 
+import os
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -53,5 +55,6 @@ def from_core_pattern(arguments: "Sequence[str]") -> Victim:
         if text.isascii() and text.isdigit() and len(text) <= 20 and int(text) <= _INT_MAX:
             setattr(victim, name, int(text))
     if len(arguments) > len(_ORDER):
-        victim.exe = arguments[len(_ORDER)].replace("!", "/") or None
+        path = arguments[len(_ORDER)].replace("!", "/")
+        victim.exe = os.fsencode(path).decode("utf-8", "replace") or None
     return victim

@@ -72,7 +72,7 @@ class Log:
         if self._journal is None:
             return False
         try:
-            self._journal(priority, message, {name: value.replace("\0", "") for name, value in fields.items() if value})
+            self._journal(priority, message, {name: _storable(value) for name, value in fields.items() if value})
         except OSError:
             return False
         return True
@@ -90,6 +90,11 @@ class Log:
             except OSError:  # nobody is kept waiting for a journal that does not read
                 self._lost += 1
                 _standard_error(priority, line, clean)
+
+
+def _storable(value: str) -> str:
+    """Return the value without what no field can hold: NUL, and halves of characters, which JSON can spell."""
+    return value.replace("\0", "").encode("utf-8", "replace").decode()
 
 
 def _check(fields: Mapping[str, str]) -> None:

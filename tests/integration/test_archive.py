@@ -132,6 +132,21 @@ def test_a_pidfd_of_an_ended_process_voids_the_evidence(site: Site, real_core: P
     assert document["victim"]["exe"] == "/bin/x"  # type: ignore[index]  # JSON
 
 
+def test_a_loss_is_not_put_on_record_under_another_process_s_name(tmp_path: Path, site: Site, real_core: Path) -> None:
+    with subprocess.Popen(["true"]) as ended, subprocess.Popen(["sleep", "60"]) as other:
+        pidfd = os.pidfd_open(ended.pid)
+        os.set_inheritable(pidfd, True)
+        ended.wait()
+        (tmp_path / "settings").write_text(f"coresnap-settings 1\nroot\t{tmp_path}/none\n")
+        argv = [*ARCHIVE, "--settings", str(tmp_path / "settings"), str(other.pid)]
+        argv += [str(other.pid), "0", "0", "11", "", "", "1", str(pidfd), "!bin!x"]
+        done = _with_a_run_of_its_own(argv, real_core, pidfd)
+        os.close(pidfd)
+        other.kill()
+    assert '"exe":"/bin/x"' in done.stdout
+    assert "sleep" not in done.stdout
+
+
 def test_standard_output_and_error_may_be_closed(site: Site, real_core: Path) -> None:
     """So the kernel starts it: 0 is the pipe, 1 and 2 are closed."""
     argv = ["sh", "-c", 'exec "$@" >&- 2>&-', "sh", *ARCHIVE, "--settings", str(site.compiled)]
@@ -204,6 +219,14 @@ def test_a_32_bit_core_is_kept_and_only_its_snapshot_refused(tmp_path: Path, sit
     assert "32-bit" in failure["detail"]  # type: ignore[index]  # JSON
 
 
+def _with_a_run_of_its_own(argv: list[str], core: Path, *fds: int) -> subprocess.CompletedProcess[str]:
+    """Run archive; its status, and the ledger outside the spool, are in what is printed."""
+    inner = f'mount -t tmpfs run /run && "$@" < {core}; echo status $?; cat /run/coresnap/ledger'
+    unshare = ["unshare", "--mount", *([] if os.getuid() == 0 else ["--user", "--map-root-user"])]
+    whole = [*unshare, "sh", "-c", inner, "sh", *argv]
+    return subprocess.run(whole, capture_output=True, text=True, check=True, pass_fds=fds)
+
+
 def test_no_spool_is_recorded_elsewhere(tmp_path: Path, real_core: Path) -> None:
     """Not mounted: the directory is there and is empty. The loss goes to a ledger outside, here in a /run of the test's own."""
     root = tmp_path / "root"
@@ -212,10 +235,7 @@ def test_no_spool_is_recorded_elsewhere(tmp_path: Path, real_core: Path) -> None
             root.mkdir()
         settings = tmp_path / "settings"
         settings.write_text(f"coresnap-settings 1\nroot\t{root}\n")
-        inner = f'mount -t tmpfs run /run && "$@" < {real_core}; echo status $?; cat /run/coresnap/ledger'
-        unshare = ["unshare", "--mount", *([] if os.getuid() == 0 else ["--user", "--map-root-user"])]
-        argv = [*unshare, "sh", "-c", inner, "sh", *ARCHIVE, "--settings", str(settings), "77"]
-        done = subprocess.run(argv, capture_output=True, text=True, check=True)
+        done = _with_a_run_of_its_own([*ARCHIVE, "--settings", str(settings), "77"], real_core)
         assert "status 69" in done.stdout
         assert '"reason":"no-spool"' in done.stdout
         assert '"pid":77' in done.stdout

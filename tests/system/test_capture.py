@@ -3,31 +3,16 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from tests.system.machine import Machine
-
-_CRASH = "python3 -c 'import ctypes; ctypes.string_at(16)' || true"
-#: Prints what a process's parent hears of its end: the signal, and whether a core was dumped.
-_END = (
-    "import os, signal; pid = os.fork()\n"
-    "if not pid: signal.signal(signal.SIGSEGV, signal.SIG_DFL); os.kill(os.getpid(), signal.SIGSEGV)\n"
-    "status = os.waitpid(pid, 0)[1]; print(os.WTERMSIG(status), os.WCOREDUMP(status))"
-)
+from tests.system.waiting import CRASH, dumps, end
 
 
-def _dumps(guest: Machine) -> list[dict[str, Any]]:
-    """Return the dumps; the last crash may still be on its way into pending."""
-    guest.sh('while [ -n "$(ls -A /var/lib/coresnap/staging)" ]; do sleep 0.1; done')
-    found: list[dict[str, Any]] = json.loads(guest.sh("coresnap list --json").stdout)
-    return found
-
-
-def _crashed(guest: Machine, script: str = _CRASH) -> dict[str, Any]:
-    before = {entry["uuid"] for entry in _dumps(guest)}
+def _crashed(guest: Machine, script: str = CRASH) -> dict[str, Any]:
+    before = {entry["uuid"] for entry in dumps(guest)}
     guest.sh(script)
-    (dump,) = [entry for entry in _dumps(guest) if entry["uuid"] not in before]
+    (dump,) = [entry for entry in dumps(guest) if entry["uuid"] not in before]
     return dump
 
 
@@ -55,9 +40,9 @@ def test_a_crash_of_another_user(served: tuple[Machine, str]) -> None:
 
 def test_a_storm(served: tuple[Machine, str]) -> None:
     guest, _transport = served
-    before = len(_dumps(guest))
-    guest.sh(f"for i in $(seq 30); do ({_CRASH}) & done; wait", seconds=600)
-    found = _dumps(guest)
+    before = len(dumps(guest))
+    guest.sh(f"for i in $(seq 30); do ({CRASH}) & done; wait", seconds=600)
+    found = dumps(guest)
     assert len(found) == before + 30
     assert all(entry["record"]["core"]["truncated"] is None for entry in found)
 
@@ -65,13 +50,13 @@ def test_a_storm(served: tuple[Machine, str]) -> None:
 def test_what_the_quota_forbids_is_rejected_and_on_record(served: tuple[Machine, str]) -> None:
     guest, transport = served
     guest.sh("sed -i 's/1%/99%/' /usr/local/etc/coresnap/coresnap.conf; coresnap config --compile")
-    before = len(_dumps(guest))
-    end = guest.run("python3", "-c", _END).stdout.split()
+    before = len(dumps(guest))
+    _pid, number, dumped = end(guest)
     guest.sh("sed -i 's/99%/1%/' /usr/local/etc/coresnap/coresnap.conf; coresnap config --compile")
-    assert len(_dumps(guest)) == before
-    assert end[0] == "11"
+    assert len(dumps(guest)) == before
+    assert number == 11
     if transport == "socket":
-        assert end[1] == "False", "REJECT: the kernel says that there is no core"
+        assert not dumped, "REJECT: the kernel says that there is no core"
     assert "dump.quota" in guest.run("coresnap", "why", "python3*").stdout
 
 

@@ -6,13 +6,7 @@ from __future__ import annotations
 import json
 
 from tests.system.machine import Machine
-
-_CRASH = "python3 -c 'import ctypes; ctypes.string_at(16)' || true"
-
-
-def _until(guest: Machine, condition: str, seconds: int = 90) -> None:
-    script = f"for i in $(seq {seconds * 5}); do if {condition}; then exit 0; fi; sleep 0.2; done; exit 1"
-    guest.sh(script, seconds=seconds * 4)
+from tests.system.waiting import CRASH, until
 
 
 def _crash_in_a_unit(guest: Machine) -> str:
@@ -21,14 +15,14 @@ def _crash_in_a_unit(guest: Machine) -> str:
     guest.sh(
         "systemd-run -q --wait -p Environment=LANG=C.UTF-8 --unit=victim python3 -c 'import ctypes; ctypes.string_at(16)' || true"
     )
-    _until(guest, f'[ "$(ls /var/lib/coresnap/committed | wc -l)" -gt {len(before)} ]')
+    until(guest, f'[ "$(ls /var/lib/coresnap/committed | wc -l)" -gt {len(before)} ]')
     (uuid,) = set(guest.sh("ls /var/lib/coresnap/committed").stdout.split()) - before
     return uuid
 
 
 def test_coredumpctl_finds_it_after_it_has_moved(enabled: Machine) -> None:
     uuid = _crash_in_a_unit(enabled)
-    _until(enabled, "coredumpctl list --no-pager --no-legend 2>/dev/null | grep -q python3")
+    until(enabled, "coredumpctl list --no-pager --no-legend 2>/dev/null | grep -q python3")
     listed = enabled.sh("coredumpctl list --no-pager --no-legend").stdout
     assert "SIGSEGV" in listed
     assert "present" in listed
@@ -70,8 +64,8 @@ def test_the_core_s_name_goes_with_the_core(enabled: Machine) -> None:
 def test_a_journal_that_is_away_holds_nothing_up(enabled: Machine) -> None:
     enabled.sh("systemctl stop systemd-journald.socket systemd-journald-dev-log.socket systemd-journald.service 2>&1")
     try:
-        enabled.sh(_CRASH)
-        _until(enabled, '[ "$(ls /var/lib/coresnap/committed | wc -l)" -ge 1 ]')
+        enabled.sh(CRASH)
+        until(enabled, '[ "$(ls /var/lib/coresnap/committed | wc -l)" -ge 1 ]')
     finally:
         enabled.sh("systemctl start systemd-journald.socket systemd-journald-dev-log.socket systemd-journald.service")
     (dump,) = json.loads(enabled.sh("coresnap list --json").stdout)

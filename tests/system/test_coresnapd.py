@@ -8,8 +8,8 @@ import re
 from typing import Any
 
 from tests.system.machine import Machine
+from tests.system.waiting import CRASH, until
 
-_CRASH = "python3 -c 'import ctypes; ctypes.string_at(16)' || true"
 _CORE_PATTERN = "/proc/sys/kernel/core_pattern"
 
 
@@ -19,12 +19,6 @@ def _pattern(guest: Machine) -> str:
 
 def _is_ours(guest: Machine) -> bool:
     return "/coresnap/" in _pattern(guest)
-
-
-def _until(guest: Machine, condition: str, seconds: int = 90) -> str:
-    """Wait in the guest until a shell condition holds; return what it printed."""
-    script = f"for i in $(seq {seconds * 5}); do if {condition}; then exit 0; fi; sleep 0.2; done; exit 1"
-    return guest.sh(script, seconds=seconds * 4).stdout
 
 
 def _committed(guest: Machine) -> list[dict[str, Any]]:
@@ -49,8 +43,8 @@ def test_status_says_how_it_stands(enabled: Machine) -> None:
 
 
 def test_a_crash_goes_all_the_way(enabled: Machine) -> None:
-    enabled.sh(_CRASH)
-    _until(enabled, '[ -n "$(ls -A /var/lib/coresnap/committed)" ]')
+    enabled.sh(CRASH)
+    until(enabled, '[ -n "$(ls -A /var/lib/coresnap/committed)" ]')
     (dump,) = _committed(enabled)
     assert dump["record"]["victim"]["signal"] == 11
     assert dump["record"]["captured"]["transport"] in ("handover", "socket")
@@ -66,15 +60,15 @@ def test_it_is_ours_after_what_others_do(enabled: Machine) -> None:
     enabled.sh("systemctl restart systemd-sysctl")
     assert _is_ours(enabled)
     enabled.sh("DPKG_MAINTSCRIPT_PACKAGE=systemd-coredump sh /var/lib/dpkg/info/systemd-coredump.postinst configure")
-    _until(enabled, f"grep -q /coresnap/ {_CORE_PATTERN}")
+    until(enabled, f"grep -q /coresnap/ {_CORE_PATTERN}")
     enabled.sh(f"echo '|/lib/systemd/systemd-coredump %P' > {_CORE_PATTERN}")
-    _until(enabled, f"grep -q /coresnap/ {_CORE_PATTERN}")
+    until(enabled, f"grep -q /coresnap/ {_CORE_PATTERN}")
     assert "systemd-coredump has taken core_pattern; it is coresnap's again" in _journal(enabled)
 
 
 def test_what_an_administrator_writes_stays_and_is_complained_of(enabled: Machine) -> None:
     enabled.sh(f"echo core.%p > {_CORE_PATTERN}")
-    _until(enabled, "systemctl show -P StatusText coresnapd | grep -q 'CORES GO ELSEWHERE'")
+    until(enabled, "systemctl show -P StatusText coresnapd | grep -q 'CORES GO ELSEWHERE'")
     assert _pattern(enabled) == "core.%p"
     enabled.sh("systemctl restart coresnapd")
     assert _is_ours(enabled)
@@ -93,12 +87,12 @@ def test_reload_takes_a_right_file_and_refuses_a_wrong_one(enabled: Machine) -> 
     enabled.sh(
         "mkdir -p /etc/coresnap; echo 'dump.quota = 2%' > /etc/coresnap/coresnap.conf; systemctl reload coresnapd"
     )
-    _until(enabled, "grep -q 'quota_percent.2$' /var/cache/coresnap/archive.settings")
+    until(enabled, "grep -q 'quota_percent.2$' /var/cache/coresnap/archive.settings")
     wrong = enabled.sh(
         "echo 'dump.quota = 200%' > /etc/coresnap/coresnap.conf; systemctl reload coresnapd 2>&1", check=False
     )
     assert wrong.status != 0
-    _until(enabled, "journalctl --no-pager -b -u coresnapd | grep -q 'coresnap.conf:1: `dump.quota = 200%`'")
+    until(enabled, "journalctl --no-pager -b -u coresnapd | grep -q 'coresnap.conf:1: `dump.quota = 200%`'")
     assert enabled.sh("systemctl is-active coresnapd").stdout == "active\n"
     assert "quota_percent\t2\n" in enabled.sh("cat /var/cache/coresnap/archive.settings").stdout
     enabled.sh("rm /etc/coresnap/coresnap.conf; systemctl reload coresnapd")
@@ -110,9 +104,9 @@ def test_options_from_the_environment_file_and_another_spool(enabled: Machine) -
         "echo 'CORESNAPD_OPTS=\"--settings /etc/other.conf\"' > /etc/default/coresnapd\n"
         "echo 'dump.root = /srv/dumps' > /etc/other.conf\n"
         "systemctl restart coresnapd\n"
-        f"{_CRASH}"
+        f"{CRASH}"
     )
-    _until(enabled, '[ -n "$(ls -A /srv/dumps/committed)" ]')
+    until(enabled, '[ -n "$(ls -A /srv/dumps/committed)" ]')
     enabled.sh("rm /etc/default/coresnapd; systemctl restart coresnapd")
     assert (
         enabled.sh("ls /run/systemd/system | grep coresnap || true").stdout == ""
@@ -126,9 +120,9 @@ def test_a_capture_service_that_fails_for_good_is_done_without(enabled: Machine)
         "printf '[Service]\\nExecStart=\\nExecStart=/bin/false\\n' > /run/systemd/system/coresnap-archive.service.d/broken.conf\n"
         "systemctl daemon-reload; systemctl restart coresnap-archive.service 2>&1 || true"
     )
-    _until(enabled, f"grep -q '^|' {_CORE_PATTERN}")
+    until(enabled, f"grep -q '^|' {_CORE_PATTERN}")
     before = len(json.loads(enabled.sh("coresnap list --json").stdout))
-    enabled.sh(_CRASH)
+    enabled.sh(CRASH)
     assert len(json.loads(enabled.sh("coresnap list --json").stdout)) == before + 1
     enabled.sh(
         "rm /run/systemd/system/coresnap-archive.service.d/broken.conf; systemctl daemon-reload\n"
@@ -146,7 +140,7 @@ def test_a_collector_that_would_take_it_back_is_named(enabled: Machine) -> None:
     enabled.sh(f"systemctl stop coresnapd; cp {_CORE_PATTERN} /root/pattern")
     enabled.sh(f"echo '|/usr/share/apport/apport -p%p -s%s' > {_CORE_PATTERN}")
     assert enabled.sh("systemctl start coresnapd 2>&1", check=False).status != 0
-    _until(enabled, "journalctl --no-pager -b -t coresnap | grep -q 'service apport stop; echo \"enabled=0\"'")
+    until(enabled, "journalctl --no-pager -b -t coresnap | grep -q 'service apport stop; echo \"enabled=0\"'")
     assert "apport" in _pattern(enabled)
     enabled.sh(f"cat /root/pattern > {_CORE_PATTERN}; systemctl start coresnapd")
     assert _is_ours(enabled)
@@ -154,23 +148,23 @@ def test_a_collector_that_would_take_it_back_is_named(enabled: Machine) -> None:
 
 def test_after_a_reboot_it_is_ours_again(enabled: Machine) -> None:
     enabled.reboot()
-    _until(enabled, "systemctl is-active -q coresnapd")
+    until(enabled, "systemctl is-active -q coresnapd")
     assert _is_ours(enabled)
     before = len(_committed(enabled))
-    enabled.sh(_CRASH)
-    _until(enabled, f'[ "$(ls -A /var/lib/coresnap/committed | wc -l)" -gt {before} ]')
+    enabled.sh(CRASH)
+    until(enabled, f'[ "$(ls -A /var/lib/coresnap/committed | wc -l)" -gt {before} ]')
 
 
 def _recorded_by_systemd(guest: Machine) -> None:
     before = guest.sh("coredumpctl list --no-pager --no-legend 2>/dev/null | wc -l").stdout.strip()
-    guest.sh(_CRASH)
-    _until(guest, f'[ "$(coredumpctl list --no-pager --no-legend 2>/dev/null | wc -l)" -gt {before} ]')
+    guest.sh(CRASH)
+    until(guest, f'[ "$(coredumpctl list --no-pager --no-legend 2>/dev/null | wc -l)" -gt {before} ]')
 
 
 def test_stopped_or_disabled_the_one_before_records_crashes_again(enabled: Machine) -> None:
     enabled.sh("systemctl stop coresnapd")
     assert not _is_ours(enabled)
-    _until(enabled, '[ -z "$(ls -A /run/coresnap)" ]')
+    until(enabled, '[ -z "$(ls -A /run/coresnap)" ]')
     assert "99-coresnap" not in enabled.sh("ls /run/sysctl.d").stdout
     _recorded_by_systemd(enabled)
     enabled.sh("systemctl start coresnapd")

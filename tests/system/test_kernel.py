@@ -4,23 +4,16 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 from tests.system.machine import Machine
-
-_CRASH = "python3 -c 'import ctypes; ctypes.string_at(16)' || true"
-
-
-def _dumps(guest: Machine) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = json.loads(guest.sh("coresnap list --json").stdout)
-    return found
+from tests.system.waiting import CRASH, dumps
 
 
 def test_a_crash_goes_all_the_way(guest: Machine) -> None:
-    before = {entry["uuid"] for entry in _dumps(guest)}
-    guest.sh(_CRASH)
+    before = {entry["uuid"] for entry in dumps(guest)}
+    guest.sh(CRASH)
     guest.sh("coresnapd --once", seconds=300)
-    (dump,) = [entry for entry in _dumps(guest) if entry["uuid"] not in before]
+    (dump,) = [entry for entry in dumps(guest) if entry["uuid"] not in before]
     assert dump["stage"] == "committed"
     record = dump["record"]
     assert record["captured"]["transport"] == "pipe"
@@ -42,14 +35,14 @@ def test_a_crash_goes_all_the_way(guest: Machine) -> None:
 
 def test_the_environment_of_a_process_started_by_the_kernel_is_enough(guest: Machine) -> None:
     """A crash with a limit of no core at all, of another user, with a hostile name: kept like any other."""
-    before = {entry["uuid"] for entry in _dumps(guest)}
+    before = {entry["uuid"] for entry in dumps(guest)}
     guest.sh(
         "cp /usr/bin/sleep '/tmp/a b\x1b[31m'\n"
         "ulimit -c 0\n"
         "setpriv --reuid=1234 --regid=1234 --clear-groups '/tmp/a b\x1b[31m' 60 & sleep 3\n"
         "kill -SEGV $!; wait $! || true\n"
     )
-    (dump,) = [entry for entry in _dumps(guest) if entry["uuid"] not in before]
+    (dump,) = [entry for entry in dumps(guest) if entry["uuid"] not in before]
     victim = dump["record"]["victim"]
     assert (victim["uid"], victim["gid"], victim["rlimit_core"]) == (1234, 1234, 0)
     assert victim["exe"] == "/tmp/a b\x1b[31m"
@@ -60,9 +53,9 @@ def test_the_environment_of_a_process_started_by_the_kernel_is_enough(guest: Mac
 
 def test_a_storm(guest: Machine) -> None:
     """Twenty at once: all kept, none of them truncated, and the kernel skipped none."""
-    before = len(_dumps(guest))
-    guest.sh(f"for i in $(seq 20); do ({_CRASH}) & done; wait", seconds=600)
-    found = _dumps(guest)
+    before = len(dumps(guest))
+    guest.sh(f"for i in $(seq 20); do ({CRASH}) & done; wait", seconds=600)
+    found = dumps(guest)
     assert len(found) == before + 20
     assert all(entry["record"]["core"]["truncated"] is None for entry in found)
     assert "Skipping core dump" not in guest.sh("dmesg").stdout
@@ -70,9 +63,9 @@ def test_a_storm(guest: Machine) -> None:
 
 def test_no_room_is_on_record(guest: Machine) -> None:
     guest.sh("sed -i 's/1%/99%/' /usr/local/etc/coresnap/coresnap.conf; coresnap config --compile")
-    before = len(_dumps(guest))
-    guest.sh(_CRASH)
+    before = len(dumps(guest))
+    guest.sh(CRASH)
     guest.sh("sed -i 's/99%/1%/' /usr/local/etc/coresnap/coresnap.conf; coresnap config --compile")
-    assert len(_dumps(guest)) == before
+    assert len(dumps(guest)) == before
     why = guest.run("coresnap", "why", "python3").stdout
     assert "dump.quota" in why

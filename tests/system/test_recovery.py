@@ -6,17 +6,18 @@ from __future__ import annotations
 import pytest
 
 from tests.system.machine import Machine
-from tests.system.test_traps import _CORE_PATTERN, _CRASH, _dumps, _until, _with_lines
+from tests.system.test_traps import _CORE_PATTERN, _with_lines
+from tests.system.waiting import CRASH, dumps, until
 
 pytestmark = pytest.mark.long
 
 
 def _crash(guest: Machine) -> str:
     """Crash a process; return how its core came."""
-    before = {dump["uuid"] for dump in _dumps(guest)}
-    guest.sh(_CRASH)
-    _until(guest, f"[ $(coresnap list --json | grep -o '\"transport\"' | wc -l) -gt {len(before)} ]")
-    (dump,) = [dump for dump in _dumps(guest) if dump["uuid"] not in before]
+    before = {dump["uuid"] for dump in dumps(guest)}
+    guest.sh(CRASH)
+    until(guest, f"[ $(coresnap list --json | grep -o '\"transport\"' | wc -l) -gt {len(before)} ]")
+    (dump,) = [dump for dump in dumps(guest) if dump["uuid"] not in before]
     transport: str = dump["record"]["captured"]["transport"]
     return transport
 
@@ -27,14 +28,14 @@ def test_a_capture_service_that_cannot_start_is_done_without_until_it_can(enable
     assert usual in ("socket", "handover")
     with _with_lines(enabled, service, "Service", "ExecStart=", "ExecStart=/bin/false"):
         enabled.sh(f"systemctl kill -s KILL {service}")
-        _until(
+        until(
             enabled, "! systemctl is-active -q coresnap-handover.socket && ! systemctl is-active -q coresnap-fallback"
         )
         assert enabled.run("cat", _CORE_PATTERN).stdout.startswith("|")
         assert _crash(enabled) == "pipe"
     enabled.sh("systemctl start coresnap-rescue.service")  # as its timer does
-    _until(enabled, f"systemctl is-active -q {service}")
+    until(enabled, f"systemctl is-active -q {service}")
     if usual == "socket":
         assert _crash(enabled) == "handover"
-        _until(enabled, f"grep -q ^@@ {_CORE_PATTERN}", 100)
+        until(enabled, f"grep -q ^@@ {_CORE_PATTERN}", 100)
     assert _crash(enabled) == usual

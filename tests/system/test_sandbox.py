@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from tests.system.machine import Machine
+from tests.system.waiting import CRASH
 
 pytestmark = pytest.mark.long
 
-_CRASH = "python3 -c 'import ctypes; ctypes.string_at(16)' || true"
 #: A hostile snapshot.command, and send.command: it says what it could do, where the test finds it.
 _INTRUDER = Path(__file__).with_name("intruder.py")
 _DROP_IN = "/run/systemd/system/{unit}.d/90-broken.conf"
@@ -81,7 +81,7 @@ def _whole(guest: Machine, unit: str) -> None:
 
 def _reports(guest: Machine, name: str) -> dict[str, str]:
     """Crash something, and return what the intruder could do in a worker, as the journal has it."""
-    guest.sh(f"date +%s.%N > /root/since; {_CRASH}")
+    guest.sh(f"date +%s.%N > /root/since; {CRASH}")
     script = (
         "for i in $(seq 600); do"
         f" journalctl --no-pager -b -o cat --since @$(cat /root/since) | grep 'INTRUDER {name} ' && exit 0; sleep 0.2; done; exit 1"

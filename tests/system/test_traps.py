@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,17 +10,11 @@ from typing import Any
 import pytest
 
 from tests.system.machine import Machine
+from tests.system.waiting import CRASH, dumps, until
 
 pytestmark = pytest.mark.long
 
-_CRASH = "python3 -c 'import ctypes; ctypes.string_at(16)' || true"
 _CORE_PATTERN = "/proc/sys/kernel/core_pattern"
-
-
-def _until(guest: Machine, condition: str, seconds: int = 60, *, check: bool = True) -> bool:
-    """Wait in the guest until a shell condition holds; say whether it came to hold."""
-    script = f"for i in $(seq {seconds * 5}); do if {condition}; then exit 0; fi; sleep 0.2; done; exit 1"
-    return guest.sh(script, seconds=seconds * 4, check=check).status == 0
 
 
 @contextmanager
@@ -36,11 +29,6 @@ def _with_lines(guest: Machine, unit: str, section: str, *lines: str) -> Iterato
         guest.sh(f"rm -f {path}; systemctl daemon-reload; systemctl reset-failed 'coresnap*' || true")
 
 
-def _dumps(guest: Machine) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = json.loads(guest.sh("coresnap list --json").stdout)
-    return found
-
-
 def _starts(guest: Machine, unit: str) -> int:
     return int(
         guest.sh(f"journalctl --sync; journalctl --no-pager -b -o cat -u {unit} | grep -c ^Started || true").stdout
@@ -52,16 +40,16 @@ def test_a_path_unit_does_not_spin_while_dumps_wait(enabled: Machine) -> None:
     unit = "coresnap-processor.service"
     enabled.sh(
         "mkdir -p /etc/coresnap; echo 'snapshot.command = false' > /etc/coresnap/coresnap.conf; systemctl reload coresnapd\n"
-        f"{_CRASH}"
+        f"{CRASH}"
     )
-    _until(enabled, f"systemctl show -P StatusText {unit} | grep -q 'next try at'")
+    until(enabled, f"systemctl show -P StatusText {unit} | grep -q 'next try at'")
     before = _starts(enabled, unit)
-    assert not _until(enabled, f"! systemctl is-active -q {unit}", 10, check=False)
+    assert not until(enabled, f"! systemctl is-active -q {unit}", 10, check=False)
     assert _starts(enabled, unit) == before
     line = "ExecStart=/usr/local/lib/coresnap/process --once --worker-socket /run/coresnap/process"
     with _with_lines(enabled, unit, "Service", "ExecStart=", line):
         enabled.sh(f"systemctl restart {unit}")
-        assert not _until(enabled, "false", 20, check=False)
+        assert not until(enabled, "false", 20, check=False)
         assert _starts(enabled, unit) >= before + 4, "it is started again and again"
     enabled.sh("rm /etc/coresnap/coresnap.conf; systemctl reload coresnapd; coresnap retry --all || true")
 
@@ -120,19 +108,19 @@ _BIG = (
 
 
 def _newest(guest: Machine, before: set[str]) -> dict[str, Any]:
-    _until(guest, '[ -z "$(ls -A /var/lib/coresnap/staging)" ]', 120)
-    (dump,) = [dump for dump in _dumps(guest) if dump["uuid"] not in before]
+    until(guest, '[ -z "$(ls -A /var/lib/coresnap/staging)" ]', 120)
+    (dump,) = [dump for dump in dumps(guest) if dump["uuid"] not in before]
     record: dict[str, Any] = dump["record"]
     return record
 
 
 def test_a_stop_in_mid_copy_waits_for_the_core(enabled: Machine) -> None:
     """KillMode=mixed and TimeoutStopSec=: what is under way is finished."""
-    before = {dump["uuid"] for dump in _dumps(enabled)}
+    before = {dump["uuid"] for dump in dumps(enabled)}
     enabled.sh(f"{_BIG} systemctl restart coresnap-archive.service; wait || true", seconds=400)
     assert _newest(enabled, before)["core"]["truncated"] is None
     with _with_lines(enabled, "coresnap-archive.service", "Service", "TimeoutStopSec=20ms"):
-        before = {dump["uuid"] for dump in _dumps(enabled)}
+        before = {dump["uuid"] for dump in dumps(enabled)}
         enabled.sh(f"{_BIG} systemctl restart coresnap-archive.service; wait || true", seconds=400)
         assert _newest(enabled, before)["core"]["truncated"] is not None, "killed in mid-copy; what came is kept"
 
@@ -141,6 +129,6 @@ def test_a_crash_of_pid_1(enabled: Machine) -> None:
     """Its core is in the spool, and it ends as it does without coresnap. The guest is of no use afterwards."""
     enabled.run("kill", "-SEGV", "1")
     seen = 'for f in /var/lib/coresnap/pending/*/dump.json; do grep -q \'"comm":"systemd"\' $f && exit 0; done; false'
-    _until(enabled, f"( {seen} )", 120)
-    _until(enabled, "journalctl --no-pager -b -o cat _PID=1 | tail -1 | grep -q 'Freezing execution'", 120)
+    until(enabled, f"( {seen} )", 120)
+    until(enabled, "journalctl --no-pager -b -o cat _PID=1 | tail -1 | grep -q 'Freezing execution'", 120)
     assert "dumped core as pid" in enabled.sh("journalctl --no-pager -b -o cat _PID=1 | tail -2").stdout

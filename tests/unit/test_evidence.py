@@ -99,6 +99,16 @@ def test_a_read_that_blocks_is_abandoned_at_the_deadline(
     assert "proc/cmdline" in reading.missing()
 
 
+def test_what_comes_late_of_another_process_is_forgotten_too(victim: subprocess.Popen[bytes], source_fd: int) -> None:
+    """The budget has ended before the child has read: what it sends afterwards is the other process's as well."""
+    reading = Evidence(f"/proc/{victim.pid}", (), Reader((source_fd,)))
+    reading.forget_victim()
+    reading.wait_for_host(10 * SECOND_USEC)
+    assert "host/meminfo" in reading.members
+    assert not [name for name in reading.members if name.startswith("proc/")]
+    assert "proc/status" in reading.missing()
+
+
 def test_what_is_not_a_regular_file_is_not_read(tmp_path: Path, source_fd: int) -> None:
     os.mkfifo(tmp_path / "status")
     (tmp_path / "environ").symlink_to("/dev/zero")
@@ -143,6 +153,8 @@ def test_core_patterns_arguments() -> None:
     victim = from_core_pattern(["12", "13", "1000", "1000", "11", "1700000000", "0", "1", "", "!usr!bin!x y"])
     assert (victim.pid, victim.tid, victim.signal, victim.pidfd, victim.exe) == (12, 13, 11, None, "/usr/bin/x y")
     assert (victim.rlimit_core, victim.dumpable) == (0, 1)
+    undecodable = os.fsdecode(b"!tmp!\xff\xf0")
+    assert from_core_pattern([*["1"] * 9, undecodable]).exe == "/tmp/\ufffd\ufffd", "as /proc/PID/exe is read"
     hostile = from_core_pattern(["-1", "x", "", "1e3", "٣", "9" * 30])
     assert [getattr(hostile, name) for name in ("pid", "tid", "uid", "gid", "signal", "time")] == [None] * 6
     assert from_core_pattern(["1", "2", "3", "4", "5", "6", "18446744073709551615"]).rlimit_core == 2**64 - 1

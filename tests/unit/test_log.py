@@ -60,7 +60,7 @@ def drained():
         except BlockingIOError:
             return lines
 before = drained()
-later = log.entry(2, "crash", {"COREDUMP_PID": "1", "COREDUMP_CMDLINE": "two\\nlines"})
+later = log.entry(2, "crash", {"COREDUMP_PID": "1", "COREDUMP_CMDLINE": "two\\nlines", "COREDUMP_EXE": "half \\ud83d\\0"})
 log.info("after")
 print(json.dumps([told, len(before), later, drained()]))
 """
@@ -96,6 +96,7 @@ def test_a_journal_that_does_not_read_keeps_nobody_waiting(package: str, other: 
     entry, lost, after = lines
     assert "COREDUMP_PID=1\n" in entry
     assert "two\nlines" in entry
+    assert "COREDUMP_EXE=half ?\n" in entry
     assert f"MESSAGE={2000 - taken} lines before this one could not be logged here" in lost
     assert "MESSAGE=after" in after
 

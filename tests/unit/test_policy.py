@@ -28,7 +28,9 @@ def _settings(value: str) -> ArchiveSettings:
     return settings
 
 
-@pytest.mark.parametrize(("limit", "limits"), [(0, b""), (0, _LIMITS % b"unlimited"), (None, _LIMITS % b"0")])
+@pytest.mark.parametrize(
+    ("limit", "limits"), [(0, b""), (0, _LIMITS % b"unlimited"), (None, _LIMITS % b"0"), (None, _LIMITS % b"1")]
+)
 def test_a_limit_of_nothing_is_honoured_where_that_is_asked_for(limit: int | None, limits: bytes) -> None:
     """The kernel tells the limit on the pipe; over its socket /proc does: the meaning is the same."""
     with pytest.raises(policy.Declined) as declined:

@@ -107,8 +107,8 @@ class Values:
     archive_rlimit_core: str = _row(
         "archive.rlimit_core", kinds.Choice(("ignore", "honour")), "ignore", "archive", """
         Whether a process whose soft RLIMIT_CORE is 0, which is what most services have, is captured all the same: ignore
-        captures it, honour leaves its core and puts that on record. A limit above 0 never cuts a core. The kernel itself
-        passes over a process whose limit is 1.
+        captures it, honour leaves its core and puts that on record. A limit above 0 never cuts a core. A limit of 1 is like
+        one of 0, but where cores come through a pipe the kernel itself passes over such a process, unasked.
         """,
         archive="rlimit_core",
     )
