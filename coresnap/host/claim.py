@@ -11,7 +11,7 @@ from coresnap.ground.inotify import WRITTEN, Watch
 from coresnap.ground.log import Log
 from coresnap.ground.settings import Settings
 from coresnap.ground.text import printable
-from coresnap.host import pattern, rivals, transport, units
+from coresnap.host import kernel_log, pattern, rivals, transport, units
 from coresnap.host.pattern import Host
 
 _SHOWN = 60
@@ -116,6 +116,7 @@ def release(host: Host, log: Log) -> None:
     if is_restarting():
         return
     former = pattern.release(host)
+    kernel_log.forget(host)
     log.info(f"core_pattern is `{printable(former, 200)}` again")
     units.systemctl("stop", "--no-block", *units.ALL)
 
