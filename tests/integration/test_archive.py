@@ -212,7 +212,7 @@ def test_no_spool_is_recorded_elsewhere(tmp_path: Path, real_core: Path) -> None
             root.mkdir()
         settings = tmp_path / "settings"
         settings.write_text(f"coresnap-settings 1\nroot\t{root}\n")
-        inner = f'mount -t tmpfs run /run && "$@" < {real_core}; echo status $?; cat /run/coresnap/ledger'
+        inner = f'mount -t tmpfs run /run && "$@" < {real_core}; echo status $?; cat /run/coresnap-capture/ledger'
         unshare = ["unshare", "--mount", *([] if os.getuid() == 0 else ["--user", "--map-root-user"])]
         argv = [*unshare, "sh", "-c", inner, "sh", *ARCHIVE, "--settings", str(settings), "77"]
         done = subprocess.run(argv, capture_output=True, text=True, check=True)
