@@ -4,7 +4,7 @@
 
 SYNOPSIS
     coresnapd [--settings FILE] [-f]
-              [--once | --units | --release | --fallback | --check | --prepare]
+              [--once | --units | --early | --release | --fallback | --check | --prepare]
 
 DESCRIPTION
     Ends the captures whose archive was killed, and supervises the stage processor and the sender as child processes. A
@@ -13,6 +13,7 @@ DESCRIPTION
     -f               foreground: the output of defaults.command and snapshot.command is shown here
     --once           process and send what is due, then end: for cron; ends at once where a coresnapd is at work
     --units          own core_pattern, as coresnapd.service does: units do the stages' work
+    --early          have archive get the cores until coresnapd is at work, and end
     --release        give core_pattern back to whoever had it, unless systemd is about to start coresnapd again, and end
     --fallback       start the capture service, which has failed; have archive get the cores where that fails, and end
     --check          see whether the settings are right, and end
@@ -73,6 +74,7 @@ def main(arguments: list[str] | None = None) -> int:
     mode.add_argument("--check", action="store_true", help="see whether the settings are right, then end")
     mode.add_argument("--once", action="store_true", help="process and send what is due, then end")
     mode.add_argument("--units", action="store_true", help="own core_pattern; units do the stages' work")
+    mode.add_argument("--early", action="store_true", help="have archive get the cores until then, then end")
     mode.add_argument("--release", action="store_true", help="give core_pattern back, then end")
     mode.add_argument("--fallback", action="store_true", help="have capture go on after a failure, then end")
     mode.add_argument("--prepare", action="store_true", help="make the spool and archive's settings, then end")
@@ -82,6 +84,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace, log: Log) -> int:
+    if options.early:
+        claim.claim_early(Host(), CORE_PATTERN, log)
+        return 0
     if options.release:
         claim.release(Host(), log)
         return 0

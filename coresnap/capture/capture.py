@@ -120,7 +120,7 @@ class Capture:
     def _take_evidence(self) -> None:
         assert self.evidence is not None
         self.evidence.wait_for_victim(self.settings.evidence_budget_usec)
-        if self.victim.pidfd is not None and _has_exited(self.victim.pidfd):
+        if self.victim.pidfd is not None and has_exited(self.victim.pidfd):
             self.evidence.forget_victim()
 
     def _core_bytes(self, source_fd: int) -> int:
@@ -160,7 +160,7 @@ def memory_bytes(status: bytes) -> int:
     return total_bytes
 
 
-def _has_exited(pidfd: int) -> bool:
+def has_exited(pidfd: int) -> bool:
     """Say whether the process has ended, so that /proc may have told of another one under its number."""
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)
