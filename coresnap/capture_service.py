@@ -11,6 +11,9 @@ DESCRIPTION
     an older kernel gave it. Workers, forked beforehand, capture as archive does, each one crash at a time; there is
     always one that waits, until N capture at once: further crashes wait then, held, in the sockets' queues.
 
+    It writes down whose crash each worker has taken, in $RUNTIME_DIRECTORY/board: where it is killed with all of them, the
+    next service puts on record what became of those.
+
     --settings FILE  the flat settings that `coresnap config --compile` wrote, read anew for each crash
     --jobs N         most captures at once (default: archive.jobs)
 
@@ -39,27 +42,29 @@ if __name__ == "__main__":
     sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
 
 import select
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import NoReturn
 
 import coresnap.capture.memory  # noqa: F401  # a large crash wants it while it is held
 from coresnap.capture import handover
-from coresnap.capture.board import CAPTURES, FREE, WAITS, Board
+from coresnap.capture.aftermath import lose, spool_or_none, sweep_after
+from coresnap.capture.board import CAPTURES, FREE, WAITS, Taken, open_board
 from coresnap.capture.capture import Capture
-from coresnap.capture.finish import finish, sweep
+from coresnap.capture.finish import finish
 from coresnap.capture.handover import HandedOver
 from coresnap.capture.kernel_socket import KernelSocket, victim_of
 from coresnap.capture.resident import ResidentReader
 from coresnap.capture.source import Gone, Source
-from coresnap.capture.tell import tell, tell_swept
+from coresnap.capture.tell import tell
 from coresnap.capture.victim import Victim, from_core_pattern
 from coresnap.ground import flat, notify, program
 from coresnap.ground.errors import BadInput, CoresnapError, Refused
 from coresnap.ground.listen import listen_fds
 from coresnap.ground.log import Log
 from coresnap.host.transport import is_probe
-from coresnap.spool import ledger, stages
-from coresnap.spool.stages import Spool
+from coresnap.spool import stages
+from coresnap.spool.stages import machine_s_root
 
 _PR_SET_DUMPABLE = 4
 _PEER = struct.Struct("=iII")
@@ -90,7 +95,8 @@ class Service:
         self.settings = settings
         self.jobs = jobs
         self.log = log
-        self.board = Board(jobs)
+        self.board = open_board(jobs, log.warning)
+        self.within = machine_s_root()
         self.workers: dict[int, int] = {}
         self.sweeps: set[int] = set()
         self.wanted_fd, self.want_fd = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -101,7 +107,7 @@ class Service:
         gc.collect()
         gc.freeze()  # what has been imported is the workers' too, as long as nobody writes to it
         self._fork_workers()
-        self._sweep_if_needed()
+        self._sweep_if_needed(self.board.left)
         notify.ready()
         poll = select.poll()
         poll.register(caught.fd, select.POLLIN)
@@ -152,35 +158,33 @@ class Service:
             place = self.workers.pop(pid, None)
             if place is None:
                 continue
-            captured = self.board.at(place) == CAPTURES
+            taken = [self.board.taken(place)] if self.board.at(place) == CAPTURES else []
             self.board.put(place, FREE)
             if os.WIFSIGNALED(status):
                 self.log.error(f"a capture was killed by signal {os.WTERMSIG(status)}")
-                if captured:
-                    self._sweep(os.WTERMSIG(status))
+                if taken:
+                    self._sweep(taken)
 
-    def _sweep_if_needed(self) -> None:
-        """Sweep where something is in staging: archive may have been killed, or this service with all its workers."""
+    def _sweep_if_needed(self, taken: Sequence[Taken] = ()) -> None:
+        """Sweep where something is in staging: archive may have been killed, or a service with all its workers."""
         settings, _problem = flat.read(self.settings)
         try:
-            if os.listdir(os.path.join(settings.root, stages.STAGING)):
-                self._sweep(0)
+            needed = bool(os.listdir(os.path.join(self.within + settings.root, stages.STAGING)))
         except OSError:
-            pass  # no spool yet: there is nothing to sweep
+            needed = False  # no spool yet
+        if needed or taken:
+            self._sweep(taken)
 
-    def _sweep(self, number: int) -> None:
-        """Have a child keep, or put on record, what a capture has left that `number`, a signal, has killed; 0 is unknown."""
+    def _sweep(self, taken: Sequence[Taken]) -> None:
+        """Have a child keep, or put on record, what captures have left that were killed, and what these had taken."""
         pid = os.fork()
         if pid:
             self.sweeps.add(pid)
             return
         try:
             settings, _problem = flat.read(self.settings)
-            with Spool(settings.root) as spool:
-                for outcome in (swept := list(sweep(spool, settings))):
-                    tell_swept(self.log, outcome)
-                if number and not swept:
-                    ledger.append(spool.root_fd, "interrupted", f"killed by signal {number} before the first byte")
+            with spool_or_none(settings.root, self.within) as spool:
+                sweep_after(self.log, settings, spool, taken)
         except (CoresnapError, OSError) as error:
             self.log.error(f"sweep: {error}")
         finally:
@@ -241,7 +245,7 @@ class Service:
                 pass  # it has been told often enough
         try:
             connection.setblocking(True)
-            self._capture(name, connection, started_nsec, reader)
+            self._capture(place, name, connection, started_nsec, reader)
         except _Lost as lost:
             self._put_on_record(lost)
         except BadInput as error:
@@ -251,13 +255,13 @@ class Service:
         return True
 
     def _put_on_record(self, lost: _Lost) -> None:
-        self.log.error(f"core of pid {lost.victim.pid} not kept: {lost.reason}: {lost}")
         settings, _problem = flat.read(self.settings)
-        victim = {name: getattr(lost.victim, name) for name in ("pid", "uid", "signal")}
-        with Spool(settings.root) as spool:
-            ledger.append(spool.root_fd, lost.reason, str(lost), "", victim)
+        with spool_or_none(settings.root, self.within) as spool:
+            lose(self.log, settings, spool, lost.victim, lost.reason, str(lost))
 
-    def _capture(self, name: str, connection: socket.socket, started_nsec: int, reader: ResidentReader) -> None:
+    def _capture(
+        self, place: int, name: str, connection: socket.socket, started_nsec: int, reader: ResidentReader
+    ) -> None:
         settings, problem = flat.read(self.settings)
         source: Source
         fds: list[int] = []
@@ -267,12 +271,13 @@ class Service:
                 if is_probe(victim.pid):
                     source.acknowledge()
                     return
+                self.board.name(place, victim)
             else:
                 victim, source, proc, started_nsec = _from_archive(connection, fds)
             if victim.pidfd is not None and victim.pidfd not in fds:
                 fds.append(victim.pidfd)
-            capture = Capture(settings, victim, source.transport, started_nsec)
-            capture.hold(source, proc, reader)
+            capture = Capture(settings, victim, source.transport, started_nsec, self.within)
+            capture.hold(source, proc, reader, lambda uuid: self.board.name(place, victim, uuid))
         finally:
             connection.close()
             for fd in fds:

@@ -4,7 +4,7 @@
 
 SYNOPSIS
     coresnapd [--settings FILE] [-f]
-              [--once | --units | --release | --fallback | --check | --prepare]
+              [--once | --units | --early | --release | --fallback | --check | --prepare]
 
 DESCRIPTION
     Ends the captures whose archive was killed, and supervises the stage processor and the sender as child processes. A
@@ -13,6 +13,7 @@ DESCRIPTION
     -f               foreground: the output of defaults.command and snapshot.command is shown here
     --once           process and send what is due, then end: for cron; ends at once where a coresnapd is at work
     --units          own core_pattern, as coresnapd.service does: units do the stages' work
+    --early          have archive get the cores until coresnapd is at work, and end
     --release        give core_pattern back to whoever had it, unless systemd is about to start coresnapd again, and end
     --fallback       start the capture service, which has failed; have archive get the cores where that fails, and end
     --check          see whether the settings are right, and end
@@ -36,11 +37,12 @@ if __name__ == "__main__":
 
 import fcntl
 import select
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
+from coresnap.capture.aftermath import lose
 from coresnap.capture.finish import sweep
 from coresnap.capture.tell import tell_swept
-from coresnap.capture.victim import CORE_PATTERN
+from coresnap.capture.victim import CORE_PATTERN, Victim
 from coresnap.ground import flat, notify, program, runner, settings
 from coresnap.ground.errors import CoresnapError, Refused, TryLater
 from coresnap.ground.log import Log
@@ -49,7 +51,9 @@ from coresnap.ground.supervise import Supervised, Supervisor, now_usec
 from coresnap.ground.text import printable
 from coresnap.host import claim
 from coresnap.host.claim import Claim
+from coresnap.host.kernel_log import KernelLog
 from coresnap.host.pattern import Host
+from coresnap.host.transport import PROBE_NAME
 from coresnap.host.units import STAGES
 from coresnap.spool import ledger, stages
 from coresnap.spool.stages import Spool
@@ -70,6 +74,7 @@ def main(arguments: list[str] | None = None) -> int:
     mode.add_argument("--check", action="store_true", help="see whether the settings are right, then end")
     mode.add_argument("--once", action="store_true", help="process and send what is due, then end")
     mode.add_argument("--units", action="store_true", help="own core_pattern; units do the stages' work")
+    mode.add_argument("--early", action="store_true", help="have archive get the cores until then, then end")
     mode.add_argument("--release", action="store_true", help="give core_pattern back, then end")
     mode.add_argument("--fallback", action="store_true", help="have capture go on after a failure, then end")
     mode.add_argument("--prepare", action="store_true", help="make the spool and archive's settings, then end")
@@ -79,6 +84,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace, log: Log) -> int:
+    if options.early:
+        claim.claim_early(Host(), CORE_PATTERN, log)
+        return 0
     if options.release:
         claim.release(Host(), log)
         return 0
@@ -193,6 +201,7 @@ class Daemon:
         kept = [] if options.units else [Supervised("process"), Supervised("send"), Supervised("purge", _PURGE_USEC)]
         self.children = Supervisor(kept, lambda name: _argv(name, options), log.error)
         self.look_usec = now_usec() + _LOOK_USEC
+        self.kernel_log: KernelLog | None = None
 
     def run(self, caught: program.Signals) -> None:
         """Work until asked to stop."""
@@ -200,6 +209,7 @@ class Daemon:
             poll = select.poll()
             poll.register(caught.fd, select.POLLIN)
             if self.claim:
+                self._open_kernel_log(stack)
                 self.claim.begin(self.loaded)
                 watch = stack.enter_context(self.claim.watch())
                 poll.register(watch.fd, select.POLLIN)
@@ -210,8 +220,11 @@ class Daemon:
                 self.children.start_due()
                 notify.status("; ".join([*([self.claim.standing()] if self.claim else []), _totals(self.spool)]))
                 notify.watchdog()
-                wake_usec = min([self.look_usec, *self.children.wake_usec()])
+                wake_usec = min([self.look_usec, *self.children.wake_usec(), *self._watch_kernel_log(poll)])
                 ready = {fd for fd, _events in poll.poll(max(0, wake_usec - now_usec()) // 1000 + 1)}
+                if self.kernel_log and self.kernel_log.fd in ready:
+                    ready.discard(self.kernel_log.fd)
+                    self._read_kernel_log(self.kernel_log, poll)
                 if caught.fd in ready:
                     caught.drain()
                 self.children.reap()
@@ -223,6 +236,40 @@ class Daemon:
                     self.claim.check()
                 if now_usec() >= self.look_usec:
                     self._look()
+
+    def _open_kernel_log(self, stack: ExitStack) -> None:
+        try:
+            self.kernel_log = stack.enter_context(KernelLog(Host()))
+        except OSError as error:
+            self.log.warning(f"the kernel's log: {error.strerror}: cores that the kernel skips will not be on record")
+
+    def _watch_kernel_log(self, poll: select.poll) -> list[int]:
+        """Have the kernel's log polled where it is due; return when it will be otherwise."""
+        if not self.kernel_log:
+            return []
+        if now_usec() >= self.kernel_log.due_usec:
+            poll.register(self.kernel_log.fd, select.POLLIN)
+            return []
+        with suppress(KeyError):
+            poll.unregister(self.kernel_log.fd)
+        return [self.kernel_log.due_usec]
+
+    def _read_kernel_log(self, kernel_log: KernelLog, poll: select.poll) -> None:
+        """Put on record which cores the kernel has handed to nobody."""
+        archive_settings = settings.archive_settings(self.loaded)
+        try:
+            for drop in kernel_log.drops():
+                if drop.comm == PROBE_NAME:
+                    continue
+                victim = Victim()
+                victim.pid, victim.comm = drop.pid, drop.comm
+                lose(self.log, archive_settings, self.spool, victim, "skipped", drop.detail)
+        except OSError as error:
+            self.log.error(
+                f"the kernel's log: {error.strerror}: cores that the kernel skips are not on record any more"
+            )
+            poll.unregister(kernel_log.fd)
+            self.kernel_log = None
 
     def _look(self) -> None:
         """See to what nothing tells of."""

@@ -22,6 +22,8 @@ from coresnap.spool.stages import Dump, Spool
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from coresnap.capture.source import Source
     from coresnap.capture.victim import Victim
     from coresnap.ground.flat import ArchiveSettings
@@ -54,11 +56,15 @@ class Capture:
         "started_nsec",
         "transport",
         "victim",
+        "within",
     )
 
-    def __init__(self, settings: "ArchiveSettings", victim: "Victim", transport: str, started_nsec: int) -> None:
-        """`started_nsec` is CLOCK_MONOTONIC when it began; `transport` is a source's, or salvage."""
+    def __init__(
+        self, settings: "ArchiveSettings", victim: "Victim", transport: str, started_nsec: int, within: str = ""
+    ) -> None:
+        """`started_nsec` is CLOCK_MONOTONIC when it began; `transport` is a source's, or salvage; `within`: see Spool."""
         self.settings = settings
+        self.within = within
         self.victim = victim
         self.transport = transport
         self.started_nsec = started_nsec
@@ -73,19 +79,30 @@ class Capture:
         self.copied = Copied()
         self.core_fd = -1
 
-    def hold(self, source: "Source", proc: "str | None", reader: "Reader | None" = None) -> None:
-        """Take the evidence and the core. An error is kept for the second half, and ends this one."""
+    def hold(
+        self,
+        source: "Source",
+        proc: "str | None",
+        reader: "Reader | None" = None,
+        in_staging: "Callable[[str], None] | None" = None,
+    ) -> None:
+        """Take the evidence and the core. An error is kept for the second half, and ends this one.
+
+        `in_staging` is told the dump's UUID as soon as a sweep would find it.
+        """
         try:
-            self._hold(source, proc, reader or Reader(source.fds()))
+            self._hold(source, proc, reader or Reader(source.fds()), in_staging)
         except (CoresnapError, OSError) as error:
             self.fail(error)
             self._forget_another()  # the loss is recorded under a name, too
             source.refuse()
         self.held_usec = (time.monotonic_ns() - self.started_nsec) // 1000
 
-    def _hold(self, source: "Source", proc: "str | None", reader: Reader) -> None:
+    def _hold(
+        self, source: "Source", proc: "str | None", reader: Reader, in_staging: "Callable[[str], None] | None"
+    ) -> None:
         self.evidence = Evidence(proc, self.settings.environ, reader)
-        self.spool = Spool(self.settings.root)
+        self.spool = Spool(self.settings.root, self.within)
         stays = source.keeps_process()
         later = stays and not policy.needs_limits(self.settings, self.victim)
         if not later:
@@ -94,6 +111,8 @@ class Capture:
         need_bytes = OVERHEAD_BYTES + self._core_bytes(source.fd)
         self.reservation = Reservation(self.spool, self.settings.quota_percent, self.settings.ceiling_bytes, need_bytes)
         self.dump = self.spool.new()
+        if in_staging is not None:
+            in_staging(self.dump.uuid)
         self.core_fd = durable.create(self.dump.fd, CORE, *self.settings.owner())
         source.begin()
         self.copied = copy(source.fd, self.core_fd, self.reservation, OVERHEAD_BYTES, proc if stays else None)
@@ -109,7 +128,7 @@ class Capture:
         """Forget what /proc told where the process has ended: it may have told of another one under its number."""
         if self.evidence is None:
             return
-        if self.victim.pidfd is not None and _has_exited(self.victim.pidfd):
+        if self.victim.pidfd is not None and has_exited(self.victim.pidfd):
             self.evidence.forget_victim()
 
     def _core_bytes(self, source_fd: int) -> int:
@@ -151,7 +170,7 @@ def memory_bytes(status: bytes) -> int:
     return total_bytes
 
 
-def _has_exited(pidfd: int) -> bool:
+def has_exited(pidfd: int) -> bool:
     """Say whether the process has ended, so that /proc may have told of another one under its number."""
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)

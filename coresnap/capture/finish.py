@@ -22,7 +22,7 @@ from coresnap.spool.stages import Dump, Spool
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 ASSETS = "assets.tar"
 _HOST_BUDGET_USEC = 2_000_000
@@ -245,7 +245,9 @@ def _drop(capture: Capture) -> bool:
     if capture.core_fd >= 0:
         os.close(capture.core_fd)  # its blocks are free before the ledger wants one
         capture.core_fd = -1
-    on_record = capture.reason != WITHDRAWN and _put_on_record(capture, uuid)
+    on_record = capture.reason != WITHDRAWN and put_on_record(
+        capture.spool, capture.settings.root, capture.reason, capture.detail, uuid, capture.victim
+    )
     if capture.spool is not None and capture.dump is not None:
         try:
             capture.spool.remove(capture.dump)
@@ -254,13 +256,17 @@ def _drop(capture: Capture) -> bool:
     return on_record
 
 
-def _put_on_record(capture: Capture, uuid: str) -> bool:
-    victim: dict[str, object] = {name: getattr(capture.victim, name) for name in record.FIELDS["victim"]}
-    if capture.spool is not None:
+def put_on_record(spool: Spool | None, root: str, reason: str, detail: str, uuid: str, victim: Victim) -> bool:
+    """Put a crash that was not kept into the spool's ledger, or where that fails into the other one; say whether it is there.
+
+    `root` is dump.root, also where there is no spool in it. Raises nothing.
+    """
+    known: dict[str, object] = {name: getattr(victim, name) for name in record.FIELDS["victim"]}
+    if spool is not None:
         try:
-            ledger.append(capture.spool.root_fd, capture.reason, capture.detail, uuid, victim)
+            ledger.append(spool.root_fd, reason, detail, uuid, known)
         except OSError as error:
-            capture.detail += f"; ledger: {error.strerror}"
+            detail += f"; ledger: {error.strerror}"
         else:
             return True
     try:
@@ -269,7 +275,7 @@ def _put_on_record(capture: Capture, uuid: str) -> bool:
     except OSError:
         return False
     try:
-        ledger.append(fallback_fd, capture.reason, capture.detail, uuid, victim | {"root": capture.settings.root})
+        ledger.append(fallback_fd, reason, detail, uuid, known | {"root": root})
     except OSError:
         return False
     finally:
@@ -288,10 +294,16 @@ def _close(capture: Capture) -> None:
         capture.spool.close()
 
 
-def sweep(spool: Spool, settings: ArchiveSettings) -> "Iterator[Outcome]":
-    """End the captures whose archive was killed: keep what can be kept, put the rest on record."""
+def sweep(
+    spool: Spool, settings: ArchiveSettings, victims: "Mapping[str, Victim] | None" = None
+) -> "Iterator[Outcome]":
+    """End the captures whose archive was killed: keep what can be kept, put the rest on record.
+
+    `victims` are the crashed processes by their dumps' UUIDs, as far as they are known.
+    """
     for dump in spool.abandoned():
-        capture = Capture(settings, Victim(), "salvage", time.monotonic_ns())
+        victim = (victims or {}).get(dump.uuid) or Victim()
+        capture = Capture(settings, victim, "salvage", time.monotonic_ns())
         capture.spool, capture.dump = spool, dump
         if _is_complete(dump):
             spool.move(dump, stages.PENDING)

@@ -48,6 +48,7 @@ _REMEDIES = {
     "not-a-core": "give archive, or `coresnap import`, the core itself, unpacked",
     "cut-short": "a kernel's core ends early when its process is killed meanwhile; a file when its copy did",
     "interrupted": "archive was killed: `journalctl` says by whom; a lack of memory does it",
+    "skipped": "more crashes at once than kernel.core_pipe_limit? else the kernel could not start archive, or reach its socket",
     "rlimit": "raise it (LimitCORE= of its unit, ulimit -c), or set archive.rlimit_core = ignore",
     "no-spool": "mount its file system, or `coresnapd --prepare` the spool",
     "internal": "this is a mistake in coresnap: report it with this line",

@@ -11,7 +11,7 @@ from coresnap.ground.inotify import WRITTEN, Watch
 from coresnap.ground.log import Log
 from coresnap.ground.settings import Settings
 from coresnap.ground.text import printable
-from coresnap.host import pattern, rivals, transport, units
+from coresnap.host import kernel_log, pattern, rivals, transport, units
 from coresnap.host.pattern import Host
 
 _SHOWN = 60
@@ -108,6 +108,18 @@ class Claim:
         return f"cores come {self._how()}{why}; core_pattern was `{printable(self._before, _SHOWN)}`"
 
 
+def claim_early(host: Host, specifiers: str, log: Log) -> None:
+    """Have archive get the cores until coresnapd is at work, which may choose another way. Raises Refused."""
+    now = pattern.read(host)[pattern.PATTERN]
+    if pattern.is_ours(now):
+        return
+    rivals.refuse_rivals(now)
+    pattern.claim(host, pattern.pipe_pattern(specifiers))
+    log.info(
+        f"the kernel's cores come through archive until coresnapd is at work; core_pattern was `{printable(now, 200)}`"
+    )
+
+
 def release(host: Host, log: Log) -> None:
     """Give core_pattern back to whoever had it, and stop what serves it. Raises Refused.
 
@@ -116,6 +128,7 @@ def release(host: Host, log: Log) -> None:
     if is_restarting():
         return
     former = pattern.release(host)
+    kernel_log.forget(host)
     log.info(f"core_pattern is `{printable(former, 200)}` again")
     units.systemctl("stop", "--no-block", *units.ALL)
 

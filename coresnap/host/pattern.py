@@ -36,6 +36,7 @@ class Host:
     sysctl: str = "/run/sysctl.d"
     units: str = "/run/systemd/system"
     memory: str = "/proc/meminfo"
+    kernel_log: str = "/dev/kmsg"
 
 
 def socket_pattern() -> str:

@@ -5,7 +5,8 @@
 can still be put on record, and it never grows. Line 0 says how many lines have ever been written; line 1 + n % LINES is
 entry n, a JSON object padded with blanks. It can be read with any pager.
 
-Where the spool cannot be opened the same file in FALLBACK takes the entry.
+Where the spool cannot be opened the same file in FALLBACK takes the entry: the capture service's runtime directory, which
+archive makes where that service has not been started yet.
 """
 
 import fcntl
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     Entry = dict[str, Any]
 
 NAME = "ledger"
-FALLBACK = "/run/coresnap"
+FALLBACK = "/run/coresnap-capture"
 LINE_BYTES = 1024
 LINES = 2048
 
@@ -38,6 +39,7 @@ REASONS = {
     "not-a-core": "what came was not an ELF core",
     "cut-short": "the core ended before its notes were complete",
     "interrupted": "archive was killed before the core's notes were complete",
+    "skipped": "the kernel did not hand it over; the detail is what it said",
     "no-spool": "dump.root was missing or not mounted",
     "internal": "archive failed; the detail says how",
 }
@@ -62,10 +64,13 @@ def append(dir_fd: int, reason: str, detail: str, uuid: str = "", victim: "Entry
 
 
 def _open(dir_fd: int) -> int:
-    """Open and lock the ledger. A new one takes its space on the disk for good: blank lines, written out."""
+    """Open and lock the ledger. A new one is its directory's owner's, and takes its space on the disk for good: blank lines."""
     fd = os.open(NAME, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=dir_fd)
     fcntl.flock(fd, fcntl.LOCK_EX)
     if os.fstat(fd).st_size < (1 + LINES) * LINE_BYTES:
+        if os.geteuid() == 0:
+            owner = os.fstat(dir_fd)
+            os.fchown(fd, owner.st_uid, owner.st_gid)
         durable.pwrite(fd, (b" " * (LINE_BYTES - 1) + b"\n") * (1 + LINES), 0)
         durable.sync(fd)
     return fd

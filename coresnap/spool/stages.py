@@ -35,6 +35,7 @@ CORE, COMPRESSED = "core", "core.zst"
 #: What is being removed lies in staging under this prefix.
 REMOVED = ".removed-"
 
+_PID_1_ROOT = "/proc/1/root"
 _HINTS = {
     errno.ENOENT: "`coresnapd --prepare` makes it",
     errno.EACCES: "ask as root, or as the user that the spool belongs to",
@@ -95,12 +96,12 @@ class Spool:
 
     __slots__ = ("gid", "path", "root_fd", "stage_fds", "uid")
 
-    def __init__(self, path: str) -> None:
-        """Open the spool at `path`. Raises Refused where there is none."""
+    def __init__(self, path: str, within: str = "") -> None:
+        """Open the spool at `path`, as it is in the tree at `within`. Raises Refused where there is none."""
         self.path = path
         self.stage_fds: dict[str, int] = {}
         try:
-            self.root_fd = durable.open_directory(path)
+            self.root_fd = durable.open_directory(within + path)
         except OSError as error:
             raise Refused(f"dump.root {path}: {error.strerror}", hint=_HINTS.get(error.errno or 0, "")) from error
         try:
@@ -254,6 +255,19 @@ class Spool:
         if durable.exists(self.root_fd, LINKS):
             self.unlink_orphans(dump.uuid)
         dump.close()
+
+
+def machine_s_root() -> str:
+    """Return where the machine's file systems are as PID 1 has them; empty where this process has the same.
+
+    A file system that is unmounted stays in a mount namespace of a service's own: nobody would see what is put there.
+    """
+    try:
+        os.stat(f"{_PID_1_ROOT}/.")
+        same = os.readlink("/proc/1/ns/mnt") == os.readlink("/proc/self/ns/mnt")
+    except OSError:
+        return ""  # an ordinary user's, say
+    return "" if same else _PID_1_ROOT
 
 
 def prepare(path: str, uid: int, gid: int) -> None:

@@ -221,7 +221,7 @@ def test_a_32_bit_core_is_kept_and_only_its_snapshot_refused(tmp_path: Path, sit
 
 def _with_a_run_of_its_own(argv: list[str], core: Path, *fds: int) -> subprocess.CompletedProcess[str]:
     """Run archive; its status, and the ledger outside the spool, are in what is printed."""
-    inner = f'mount -t tmpfs run /run && "$@" < {core}; echo status $?; cat /run/coresnap/ledger'
+    inner = f'mount -t tmpfs run /run && "$@" < {core}; echo status $?; cat /run/coresnap-capture/ledger'
     unshare = ["unshare", "--mount", *([] if os.getuid() == 0 else ["--user", "--map-root-user"])]
     whole = [*unshare, "sh", "-c", inner, "sh", *argv]
     return subprocess.run(whole, capture_output=True, text=True, check=True, pass_fds=fds)

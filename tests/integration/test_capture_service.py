@@ -38,11 +38,15 @@ os.execv(sys.argv[3], sys.argv[3:])
 
 
 @contextmanager
-def _service(site: Site, directory: Path, name: str = "handover") -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """Yield the running service and the path of its socket."""
+def _service(
+    site: Site, directory: Path, name: str = "handover", *, status: int = 0
+) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """Yield the running service and the path of its socket; it is to end with `status`."""
     path = str(directory / name)
+    Path(path).unlink(missing_ok=True)
     kind = socket.SOCK_SEQPACKET if name == "handover" else socket.SOCK_STREAM
     notify = str(directory / "notify")
+    Path(notify).unlink(missing_ok=True)
     with socket.socket(socket.AF_UNIX, kind) as listener, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(notify)
         manager.settimeout(30)
@@ -53,7 +57,7 @@ def _service(site: Site, directory: Path, name: str = "handover") -> Iterator[tu
         with subprocess.Popen(
             argv,
             cwd=REPOSITORY,
-            env=os.environ | {"NOTIFY_SOCKET": notify},
+            env=os.environ | {"NOTIFY_SOCKET": notify, "RUNTIME_DIRECTORY": str(directory)},
             pass_fds=[listener.fileno()],
             stderr=subprocess.PIPE,
             text=True,
@@ -63,7 +67,7 @@ def _service(site: Site, directory: Path, name: str = "handover") -> Iterator[tu
                 yield process, path
             finally:
                 process.terminate()
-                assert process.wait(30) == 0
+                assert process.wait(30) == status
                 assert process.stderr is not None
                 sys.stderr.write(process.stderr.read())
 
@@ -149,6 +153,32 @@ def test_a_capture_that_is_killed_is_kept_as_far_as_it_came(tmp_path: Path, site
         assert record.parse((dump / "dump.json").read_bytes())["core"]["truncated"]["reason"] == "interrupted"
     else:
         assert [entry["reason"] for entry in site.ledger()] == ["interrupted"]
+
+
+def test_a_service_that_is_killed_with_its_workers_leaves_whose_crash_it_had(
+    tmp_path: Path, site: Site, real_core: Path
+) -> None:
+    """The next one keeps, or puts on record, what has come, and names the process."""
+    read_fd, write_fd = os.pipe()
+    proc_fd = os.open("/proc/self", os.O_RDONLY | os.O_DIRECTORY)
+    with _service(site, tmp_path, status=-signal.SIGKILL) as (process, path):
+        arguments = ["4711", "4711", "12", "34", "11"]
+        assert handover.offer(path, time.monotonic_ns(), arguments, [read_fd, proc_fd], _WAIT_MSEC)
+        os.close(read_fd)
+        os.write(write_fd, real_core.read_bytes()[:4096])
+        whole = [process.pid, *_children(process.pid)]
+        for pid in whole:
+            os.kill(pid, signal.SIGSTOP)  # none of them sees another one die
+        for pid in whole:
+            os.kill(pid, signal.SIGKILL)
+    os.close(write_fd)
+    os.close(proc_fd)
+    assert site.ledger() == []
+    with _service(site, tmp_path):
+        pass  # it sweeps before it ends
+    assert site.stages() == []
+    (loss,) = site.ledger()
+    assert (loss["reason"], loss["pid"], loss["uid"], loss["signal"]) == ("interrupted", 4711, 12, 11)
 
 
 def test_a_process_that_has_not_crashed_is_refused_at_the_kernels_socket(tmp_path: Path, site: Site) -> None:

@@ -64,7 +64,7 @@ def test_little_is_open(installed: Path, unit: str) -> None:
 
 
 def test_every_service_is_measured_or_says_why_not(installed: Path) -> None:
-    root = {"coresnapd.service", "coresnap-fallback.service", "coresnap-rescue.service"}
+    root = {"coresnapd.service", "coresnap-early.service", "coresnap-fallback.service", "coresnap-rescue.service"}
     services = {path.name for path in _units(installed) if path.suffix == ".service"}
     assert services == root | _EXPOSURE.keys()
     assert "No sandbox" in (installed / "usr/lib/systemd/system/coresnapd.service").read_text()

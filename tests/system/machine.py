@@ -10,6 +10,8 @@ import socket
 import subprocess
 import tempfile
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +22,18 @@ _REPOSITORY = Path(__file__).parents[2]
 _BOOT_SECONDS = 240.0
 _KVM_SECONDS = 30.0
 _NO_KVM = BUILD / "no-kvm"
+#: Puts the files of a directory in place as a package manager does: each one is written beside the former, and renamed.
+_REPLACE = """
+import os, shutil, sys
+new = sys.argv[1]
+for directory, _directories, names in os.walk(new):
+    there = os.path.join("/", os.path.relpath(directory, new))
+    os.makedirs(there, exist_ok=True)
+    for name in names:
+        path = os.path.join(there, name)
+        shutil.copy2(os.path.join(directory, name), path + ".new", follow_symlinks=False)
+        os.rename(path + ".new", path)
+"""
 
 
 class GuestError(Exception):
@@ -127,10 +141,20 @@ class Machine:
 
     def install(self) -> None:
         """Install coresnap, as it is in this tree, as `make install` does in the guest itself."""
-        with tempfile.TemporaryDirectory() as directory:
-            argv = ["make", "-s", "install", f"DESTDIR={directory}", "PREFIX=/usr/local"]
-            subprocess.run(argv, cwd=_REPOSITORY, check=True)
-            self.put(Path(directory))
+        with _installed() as tree:
+            self.put(tree)
+        self._after_install()
+
+    def upgrade(self, change: Callable[[Path], None]) -> None:
+        """Replace the files by those of this tree, after `change` in what is installed, as an upgrade of a package does."""
+        with _installed() as tree:
+            change(tree)
+            self.sh("rm -rf /root/new; mkdir /root/new")
+            self.put(tree, "/root/new")
+        self.run("python3", "-c", _REPLACE, "/root/new")
+        self._after_install()
+
+    def _after_install(self) -> None:
         after = (_REPOSITORY / "tools" / "after-install").read_bytes()
         self.run("sh", "-s", "/usr/local", stdin=after)
 
@@ -181,6 +205,15 @@ class Machine:
         while not line.endswith(b"\n"):
             line += self._read(1)
         return bytes(line)
+
+
+@contextmanager
+def _installed() -> Iterator[Path]:
+    """Yield a directory in which coresnap is installed."""
+    with tempfile.TemporaryDirectory() as directory:
+        argv = ["make", "-s", "install", f"DESTDIR={directory}", "PREFIX=/usr/local"]
+        subprocess.run(argv, cwd=_REPOSITORY, check=True)
+        yield Path(directory)
 
 
 def _qemu(built: Image, machine: Machine, agent: str, accelerated: bool) -> list[str]:

@@ -13,7 +13,7 @@ from coresnap.ground import settings
 from coresnap.ground.errors import Refused
 from coresnap.ground.log import Log
 from coresnap.host import pattern, rivals, transport, units
-from coresnap.host.claim import Claim, fall_back, release
+from coresnap.host.claim import Claim, claim_early, fall_back, release
 from coresnap.host.pattern import Host
 
 _SYSTEMD = "|/lib/systemd/systemd-coredump %P %u %g %s %t 9223372036854775808 %h %d"
@@ -73,6 +73,26 @@ def test_claimed_and_given_back(host: Host) -> None:
     assert _now(host) == _SYSTEMD
     assert (_now(host, pattern.PIPE_LIMIT), _now(host, pattern.SUID_DUMPABLE)) == ("16", "0")
     assert os.listdir(host.sysctl) == []
+
+
+def test_claimed_early_and_given_back_by_the_later_claim(host: Host) -> None:
+    said = _Lines()
+    claim_early(host, CORE_PATTERN, said.log)
+    assert pattern.is_ours(_now(host))
+    assert _now(host).startswith("|")
+    claim_early(host, CORE_PATTERN, said.log)
+    assert len(said.lines) == 1, "what is ours stays as it is"
+    claim = _claimed(host, said)
+    assert "systemd-coredump" in claim.standing()
+    release(host, said.log)
+    assert _now(host) == _SYSTEMD
+
+
+def test_a_rival_is_left_alone_early_too(host: Host) -> None:
+    _write(host, "|/usr/share/apport/apport %p")
+    with pytest.raises(Refused, match="apport"):
+        claim_early(host, CORE_PATTERN, _Lines().log)
+    assert "apport" in _now(host)
 
 
 def test_a_second_claim_remembers_the_first_ones_predecessor(host: Host) -> None:

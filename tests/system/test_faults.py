@@ -1,0 +1,373 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Faults around coresnap. Every crash ends whole in committed, or kept truncated, or on record; and nothing hangs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.system.machine import Machine
+from tests.system.test_traps import _CORE_PATTERN, _with_lines
+from tests.system.waiting import CRASH, all_committed, dumps, lost, settings, until
+
+pytestmark = pytest.mark.long
+
+_SERVICE = "coresnap-archive.service"
+_ROOT = "/var/lib/coresnap"
+#: Prints the number of the process that copies a core.
+_COPIER = f"find /proc/[0-9]*/fd -lname '*{_ROOT}/staging/*/core' 2>/dev/null | head -1 | cut -d/ -f3"
+#: Prints for each dump in committed whether its core is whole: as long as on record, and as its headers say.
+_WHOLE = """
+import json, os, struct, subprocess, sys
+root, found = sys.argv[1], {}
+for uuid in os.listdir(root + "/committed"):
+    record = json.load(open(f"{root}/committed/{uuid}/dump.json"))
+    subprocess.run(["coresnap", "dump", uuid, "-o", "/root/core"], check=True, capture_output=True)
+    with open("/root/core", "rb") as core:
+        header = core.read(64)
+        offset, size, count = struct.unpack_from("<Q", header, 32)[0], *struct.unpack_from("<HH", header, 54)
+        core.seek(offset)
+        programs = [struct.unpack("<IIQQQQQQ", core.read(size)) for _ in range(count)]
+    end = max(program[2] + program[5] for program in programs)
+    length = os.path.getsize("/root/core")
+    found[uuid] = length == record["core"]["size_bytes"] == end and record["core"]["truncated"] is None
+    os.unlink("/root/core")
+print(json.dumps(found))
+"""
+#: Holds the lock that every capture needs before its first byte.
+_HOLD = """
+import fcntl, os, signal, sys
+fd = os.open(sys.argv[1] + "/reservations", os.O_RDWR)
+fcntl.lockf(fd, fcntl.LOCK_EX, 1, 4096)
+open("/root/holder", "w").write(str(os.getpid()))
+signal.pause()
+"""
+
+
+def _big(mebibytes: int) -> str:
+    """Return a command that crashes with a core of that size, and writes down its number."""
+    program = (
+        f"import ctypes, os; open('/root/victim', 'w').write(str(os.getpid())); "
+        f"b = bytearray(os.urandom(1 << 20)) * {mebibytes}; ctypes.string_at(16)"
+    )
+    return f'rm -f /root/victim; (python3 -c "{program}" > /dev/null 2>&1 &)'
+
+
+def _small(guest: Machine) -> int:
+    """Crash a process, without a wait for its end; return its number."""
+    program = "import ctypes, os; open('/root/small', 'w').write(str(os.getpid()) + '.'); ctypes.string_at(16)"
+    guest.sh(f'rm -f /root/small; (python3 -c "{program}" > /dev/null 2>&1 &)')
+    until(guest, "grep -q [.] /root/small")
+    return int(guest.sh("cat /root/small").stdout.rstrip("."))
+
+
+def _victim(guest: Machine) -> int:
+    return int(guest.sh("cat /root/victim").stdout)
+
+
+@contextmanager
+def _in_mid_copy(guest: Machine, mebibytes: int = 300) -> Iterator[str]:
+    """Have a big core stand still in the middle of its copy, then let it go on; yield the number of what copies it."""
+    guest.sh(
+        f'{_big(mebibytes)}; until p=$({_COPIER}) && [ -n "$p" ]; do sleep 0.02; done; kill -STOP $p; echo $p > /root/copier'
+    )
+    copier = guest.sh("cat /root/copier").stdout.strip()
+    try:
+        assert guest.sh(f"ls {_ROOT}/staging").stdout, "it was faster"
+        assert "T (stopped)" in guest.sh(f"grep State /proc/{copier}/status").stdout
+        yield copier
+    finally:
+        guest.sh(f"kill -CONT {copier}", check=False)
+
+
+def _ours(guest: Machine, pid: int) -> dict[str, Any]:
+    """Return the record of a process's dump."""
+    (dump,) = [dump for dump in dumps(guest) if dump["record"]["victim"]["pid"] == pid]
+    record: dict[str, Any] = dump["record"]
+    return record
+
+
+def _assert_whole(guest: Machine, count: int) -> None:
+    """All dumps are delivered, and the latest `count` of them have whole cores."""
+    all_committed(guest)
+    found: dict[str, bool] = json.loads(guest.run("python3", "-c", _WHOLE, _ROOT, seconds=600).stdout)
+    assert len(found) == count
+    assert all(found.values()), found
+
+
+@pytest.fixture
+def clean(enabled: Machine) -> Machine:
+    """Have no dump in the spool, and the services at work."""
+    until(enabled, f"systemctl is-active -q {_SERVICE} coresnapd")
+    dumps(enabled)
+    all_committed(enabled)
+    enabled.sh("for uuid in $(ls /var/lib/coresnap/committed); do coresnap rm $uuid; done")
+    return enabled
+
+
+def _waits_in_the_queue(guest: Machine) -> None:
+    until(guest, "[ $(grep -c ' /run/coresnap/kernel$\\| /run/coresnap/handover$' /proc/net/unix) -gt 2 ]")
+
+
+def test_a_worker_killed_in_mid_copy(clean: Machine) -> None:
+    with _in_mid_copy(clean) as copier:
+        clean.sh(f"kill -KILL {copier}")
+        pid = _victim(clean)
+    until(clean, f"[ ! -d /proc/{pid} ]")
+    record = _ours(clean, pid)
+    assert record["core"]["truncated"]["reason"] == "interrupted"
+    assert 0 < record["core"]["size_bytes"] < 300 << 20
+    all_committed(clean)
+    assert "SIGSEGV" in clean.run("coresnap", "why", str(pid)).stdout
+
+
+def test_the_service_killed_in_mid_copy(clean: Machine) -> None:
+    """All its processes: the next service sweeps, and knows whose core it is."""
+    with _in_mid_copy(clean):
+        clean.sh(f"systemctl kill -s KILL {_SERVICE}")
+        pid = _victim(clean)
+    until(clean, f"[ ! -d /proc/{pid} ]")
+    record = _ours(clean, pid)
+    assert record["core"]["truncated"]["reason"] == "interrupted"
+    assert record["victim"]["signal"] == 11
+    all_committed(clean)
+
+
+def test_the_service_killed_before_it_takes_a_crash(clean: Machine) -> None:
+    """What waits in the socket's queue the next service takes."""
+    clean.sh(f"systemctl kill -s STOP {_SERVICE}")
+    pid = _small(clean)
+    _waits_in_the_queue(clean)
+    assert clean.sh(f"ls {_ROOT}/staging").stdout == ""
+    clean.sh(f"systemctl kill -s KILL {_SERVICE}")
+    until(clean, f"[ ! -d /proc/{pid} ]")
+    assert _ours(clean, pid)["captured"]["transport"] in ("handover", "socket")
+    _assert_whole(clean, 1)
+
+
+def test_the_service_killed_between_the_hand_over_and_the_first_byte(clean: Machine) -> None:
+    """Archive, which waits, captures by itself; the kernel has nobody else to ask, and its crash is on record."""
+    over_socket = clean.sh(f"cat {_CORE_PATTERN}").stdout.startswith("@@")
+    clean.sh(
+        f"rm -f /root/holder; (python3 -c '{_HOLD}' {_ROOT} > /dev/null 2>&1 &); until [ -s /root/holder ]; do sleep 0.1; done"
+    )
+    try:
+        pid = _small(clean)
+        until(clean, "grep -q -e '-> POSIX' /proc/locks")  # a worker has it, and waits for room
+        if not over_socket:
+            assert clean.sh("pgrep -fc '^[^ ]*python3 -IS /usr/local/lib/coresnap/archive'").stdout == "1\n"
+        clean.sh(f"systemctl kill -s KILL {_SERVICE}")
+        if over_socket:
+            until(clean, f"[ ! -d /proc/{pid} ]")
+    finally:
+        clean.sh("kill $(cat /root/holder)")
+    until(clean, f"[ ! -d /proc/{pid} ]")
+    if over_socket:
+        until(clean, f"coresnap why {pid}")
+        (loss,) = [loss for loss in lost(clean) if loss.get("pid") == pid]
+        assert loss["reason"] == "interrupted"
+        assert loss["comm"] == "python3"
+        assert dumps(clean) == []
+    else:
+        assert _ours(clean, pid)["captured"]["transport"] == "pipe"
+        assert [loss for loss in lost(clean) if loss.get("pid") == pid] == []
+        _assert_whole(clean, 1)
+
+
+def test_pid_1_executes_itself_anew_in_mid_copy(clean: Machine) -> None:
+    with _in_mid_copy(clean):
+        clean.sh("systemctl daemon-reexec; systemctl daemon-reload", seconds=300)
+        clean.sh(CRASH)
+    _assert_whole(clean, 2)
+
+
+def test_the_service_is_restarted_in_mid_copy_under_a_storm(clean: Machine) -> None:
+    with _in_mid_copy(clean) as copier:
+        clean.sh(
+            f"for i in 1 2 3 4 5 6 7 8 9 10; do ({CRASH}) & done\n"
+            f"systemctl restart --no-block {_SERVICE}; sleep 1\n"
+            f"for i in 1 2 3 4 5 6 7 8 9 10; do ({CRASH}) & done\n"
+            f"kill -CONT {copier}; wait",
+            seconds=600,
+        )
+    until(clean, f'[ -z "$(systemctl list-jobs --no-legend {_SERVICE})" ]', 120)
+    _assert_whole(clean, 21)
+    assert "core_pipe_limit" not in clean.sh("dmesg").stdout
+
+
+def test_the_package_s_files_are_replaced_in_mid_copy(clean: Machine) -> None:
+    def change(tree: Path) -> None:
+        path = tree / "usr/local/lib/coresnap/python/coresnap/capture/tell.py"
+        text = path.read_text()
+        assert "archived in" in text
+        path.write_text(text.replace("archived in", "archived by the new files in"))
+
+    new = "journalctl --sync; journalctl --no-pager -b -t coresnap | grep -c 'archived by the new files' || true"
+    with _in_mid_copy(clean):
+        clean.upgrade(change)
+    until(clean, f'[ -z "$(ls -A {_ROOT}/staging)" ]', 120)
+    assert clean.sh(new).stdout == "0\n"
+    clean.sh(f"systemctl restart coresnapd {_SERVICE}", seconds=300)
+    clean.sh(CRASH)
+    _assert_whole(clean, 2)
+    assert clean.sh(new).stdout == "1\n"
+
+
+def test_the_clock_is_set_back_and_forward(clean: Machine) -> None:
+    """Retries, path units and timers go on; a dump that is to be tried again `tomorrow` is tried now."""
+    with settings(clean, "snapshot.command = false"):
+        clean.sh(CRASH)
+        until(clean, "systemctl show -P StatusText coresnap-processor | grep -q 'next try at'")
+        with _in_mid_copy(clean):
+            clean.sh("date -s '1 day ago'")
+            clean.sh(CRASH)
+        dumps(clean)
+    clean.sh("systemctl stop coresnap-processor coresnap-sender")
+    clean.sh(CRASH)
+    _assert_whole(clean, 4)
+    with _in_mid_copy(clean):
+        clean.sh("date -s '1 day'")
+        clean.sh(CRASH)
+    _assert_whole(clean, 6)
+    assert [loss for loss in lost(clean) if loss["time_usec"] > 1 << 60] == []
+    clean.sh(
+        "systemctl is-active coresnap-pending.path coresnap-sending.path coresnap-rescue.timer coresnap-purge.timer"
+    )
+
+
+@contextmanager
+def _small_disk(guest: Machine) -> Iterator[None]:
+    """Have dump.root on a file system of its own, of 192 MiB, below which there is no spool."""
+    guest.sh(
+        "systemctl stop coresnapd 2>&1; systemctl stop 'coresnap*' 2>&1\n"
+        f"mv {_ROOT} {_ROOT}.before; mkdir -m 700 {_ROOT}; chown coresnap: {_ROOT}\n"
+        "truncate -s 192M /root/disk; mkfs.ext4 -q -m 0 /root/disk\n"
+        f"mount -o loop /root/disk {_ROOT}; systemctl start coresnapd",
+        seconds=300,
+    )
+    try:
+        yield
+    finally:
+        guest.sh(
+            "systemctl stop coresnapd 2>&1; systemctl stop 'coresnap*' 2>&1\n"
+            f"umount -l {_ROOT} || true; rm -rf {_ROOT}; mv {_ROOT}.before {_ROOT}; rm /root/disk; systemctl start coresnapd",
+            seconds=300,
+        )
+
+
+def test_a_disk_that_is_full_and_one_that_is_unmounted(clean: Machine) -> None:
+    with _small_disk(clean), settings(clean, "dump.quota = 0%"):
+        clean.sh(f"{_big(300)}; until [ -s /root/victim ]; do sleep 0.1; done")
+        pid = _victim(clean)
+        until(clean, f"[ ! -d /proc/{pid} ]", 120)
+        assert {loss["pid"]: loss["reason"] for loss in lost(clean)}[pid] == "disk-full", "it was never going to fit"
+
+        with _in_mid_copy(clean, 120):
+            clean.sh(f"dd if=/dev/zero of={_ROOT}/filler bs=1M 2>&1 || true", seconds=300)
+        pid = _victim(clean)
+        until(clean, f"[ ! -d /proc/{pid} ]", 120)
+        assert _ours(clean, pid)["core"]["truncated"]["reason"] == "disk-full", "another took the room meanwhile"
+
+        clean.sh(f"dd if=/dev/zero of={_ROOT}/filler2 bs=4k 2>&1 || true", seconds=300)
+        pid = _small(clean)
+        until(clean, f"coresnap why {pid}")
+        assert {loss["pid"]: loss["reason"] for loss in lost(clean)}[pid] == "disk-full"
+
+        clean.sh(f"rm {_ROOT}/filler {_ROOT}/filler2")
+        pid = _small(clean)
+        until(clean, f"[ ! -d /proc/{pid} ]")
+        assert _ours(clean, pid)["core"]["truncated"] is None
+        all_committed(clean)
+        assert {dump["stage"] for dump in dumps(clean)} == {"committed"}
+
+        _unmounted(clean)
+
+
+def _unmounted(guest: Machine) -> None:
+    """Nothing is written below the mount point, nor into a file system that nobody sees; the crash is on record."""
+    guest.sh(f"umount -l {_ROOT}")
+    pid = _small(guest)
+    until(guest, f"[ ! -d /proc/{pid} ]")
+    until(guest, f"coresnap why {pid} 2>/dev/null")
+    shown = guest.run("coresnap", "why", str(pid)).stdout
+    assert "dump.root was missing or not mounted" in shown
+    assert "python3" in shown
+    assert guest.sh(f"ls -A {_ROOT}").stdout == ""
+    guest.sh(f"mount -o loop /root/disk {_ROOT}")
+    assert not [dump for dump in dumps(guest) if dump["record"]["victim"]["pid"] == pid]
+    pid = _small(guest)
+    until(guest, f"[ ! -d /proc/{pid} ]")
+    assert _ours(guest, pid)["core"]["truncated"] is None
+    all_committed(guest)
+
+
+def test_what_the_kernel_drops_is_on_record(clean: Machine) -> None:
+    """Over the pipe: more helpers at once than core_pipe_limit. Over its socket: a queue that is full."""
+    crashes = 8  # the newer kernel names no more than ten such processes in five seconds
+    storm = f"for i in $(seq {crashes}); do ({CRASH}) & done; wait"
+    if clean.sh(f"cat {_CORE_PATTERN}").stdout.startswith("|"):
+        reason = "over core_pipe_limit"
+        clean.sh("cat /proc/sys/kernel/core_pipe_limit > /root/limit; echo 1 > /proc/sys/kernel/core_pipe_limit")
+        clean.sh(storm, seconds=300)
+        clean.sh("cat /root/limit > /proc/sys/kernel/core_pipe_limit")
+    else:
+        reason = "/run/coresnap/kernel: "
+        with _with_lines(clean, "coresnap-archive.socket", "Socket", "Backlog=1"):
+            clean.sh(f"systemctl restart coresnap-archive.socket {_SERVICE}; systemctl kill -s STOP {_SERVICE}")
+            clean.sh(f"({storm}) > /dev/null 2>&1 &")
+            _waits_in_the_queue(clean)
+            until(clean, "[ $(pgrep -fc 'ctypes.string_at') -le 2 ]")
+            clean.sh(f"systemctl kill -s CONT {_SERVICE}")
+        clean.sh(f"systemctl restart coresnap-archive.socket {_SERVICE}")
+    kept = len(dumps(clean))
+    assert 0 < kept < crashes
+    until(clean, f"[ $(coresnap why -n 1000 | grep -c '{reason}') -ge {crashes - kept} ]")
+    dropped = [loss for loss in lost(clean) if loss["reason"] == "skipped"]
+    assert len(dropped) == crashes - kept
+    assert {loss["comm"] for loss in dropped} == {"python3"}
+    assert "core_pipe_limit" in clean.run("coresnap", "why", str(dropped[0]["pid"])).stdout
+    clean.sh("systemctl restart coresnapd")
+    clean.sh(CRASH)
+    until(clean, f"[ $(ls {_ROOT}/committed | wc -l) -eq {kept + 1} ]")
+    assert len([loss for loss in lost(clean) if loss["reason"] == "skipped"]) == crashes - kept, "told once"
+
+
+_EARLY = """[Unit]
+DefaultDependencies=no
+After=coresnap-early.service
+Before=var-lib-coresnap.mount
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart=/bin/sh -c 'python3 -c "import ctypes, os; print(os.getpid()); ctypes.string_at(16)" > /root/early'
+[Install]
+WantedBy=local-fs.target
+"""
+
+
+def test_a_crash_before_the_spool_is_mounted(clean: Machine) -> None:
+    """It is on record, and nothing is written below the mount point; what comes later is kept."""
+    clean.run("sh", "-c", "cat > /etc/systemd/system/early.service", stdin=_EARLY.encode())
+    clean.sh(
+        "systemctl stop coresnapd 2>&1; systemctl stop 'coresnap*' 2>&1\n"
+        "systemctl enable early.service 2>&1\n"
+        f"rm -rf {_ROOT}; mkdir -m 700 {_ROOT}; chown coresnap: {_ROOT}\n"
+        "truncate -s 192M /root/disk; mkfs.ext4 -q -m 0 /root/disk\n"
+        f"echo '/root/disk {_ROOT} ext4 loop 0 0' >> /etc/fstab",
+        seconds=300,
+    )
+    clean.reboot()
+    until(clean, "systemctl is-active -q coresnapd")
+    assert clean.sh(f"findmnt -n -o FSTYPE {_ROOT}").stdout == "ext4\n"
+    pid = int(clean.sh("cat /root/early").stdout)
+    shown = clean.run("coresnap", "why", str(pid)).stdout
+    assert "dump.root was missing or not mounted" in shown
+    below = clean.sh(f"mount --bind / /mnt; find /mnt{_ROOT} -mindepth 1; umount /mnt").stdout
+    assert below == ""
+    clean.sh(CRASH)
+    _assert_whole(clean, 1)
