@@ -10,34 +10,19 @@ import socket
 import subprocess
 import tempfile
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
+from tests.system.booted import Booted, Done, GuestError
 from tests.system.guest.agent import TIMED_OUT
 from tests.system.image import BUILD, Image, image
 
-_REPOSITORY = Path(__file__).parents[2]
 _BOOT_SECONDS = 240.0
 _KVM_SECONDS = 30.0
 _NO_KVM = BUILD / "no-kvm"
 
 
-class GuestError(Exception):
-    """The guest did not come up, or a command in it failed that must not."""
-
-
-@dataclass(frozen=True)
-class Done:
-    """A command that has ended in the guest."""
-
-    argv: list[str]
-    status: int
-    stdout: str
-    stderr: str
-
-
-class Machine:
-    """A running guest. Use it as a context manager; its overlay goes with it."""
+class Machine(Booted):
+    """A running guest with a kernel of its own. Use it as a context manager; its overlay goes with it."""
 
     def __init__(self, suite: str, *, memory_mib: int = 1536, processors: int = 2) -> None:
         """Boot a guest and wait until it answers. Raises GuestError, with the end of its console."""
@@ -55,12 +40,6 @@ class Machine:
         except BaseException:
             self.close()
             raise
-
-    def __enter__(self) -> Machine:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
 
     @property
     def _disk(self) -> str:
@@ -109,30 +88,8 @@ class Machine:
         stdout, stderr = self._read(head["stdout_bytes"]), self._read(head["stderr_bytes"])
         done = Done(list(argv), head["status"], stdout.decode("utf-8", "replace"), stderr.decode("utf-8", "replace"))
         if done.status == TIMED_OUT or (check and done.status):
-            raise GuestError(
-                f"{' '.join(argv)}: status {done.status}\n{done.stdout}{done.stderr}\n{self.console_tail()}"
-            )
+            raise self.failed(done)
         return done
-
-    def sh(self, script: str, *, seconds: float = 120, check: bool = True) -> Done:
-        """Run a shell script in the guest."""
-        return self.run("sh", "-euc", script, seconds=seconds, check=check)
-
-    def put(self, tree: Path, target: str = "/") -> None:
-        """Copy what is in a directory of the host's into one of the guest's."""
-        tar = subprocess.run(
-            ["tar", "-C", tree, "--owner=0", "--group=0", "-cf", "-", "."], capture_output=True, check=True
-        )
-        self.run("tar", "-C", target, "--no-overwrite-dir", "-xf", "-", stdin=tar.stdout)
-
-    def install(self) -> None:
-        """Install coresnap, as it is in this tree, as `make install` does in the guest itself."""
-        with tempfile.TemporaryDirectory() as directory:
-            argv = ["make", "-s", "install", f"DESTDIR={directory}", "PREFIX=/usr/local"]
-            subprocess.run(argv, cwd=_REPOSITORY, check=True)
-            self.put(Path(directory))
-        after = (_REPOSITORY / "tools" / "after-install").read_bytes()
-        self.run("sh", "-s", "/usr/local", stdin=after)
 
     def cut_power(self) -> None:
         """End the machine as a power cut does: what its disk was sent survives, its page cache does not."""
@@ -154,11 +111,6 @@ class Machine:
         if self._qemu is not None:
             self.cut_power()
         shutil.rmtree(self.directory, ignore_errors=True)
-
-    def console_tail(self) -> str:
-        """Return the last lines of the console."""
-        text = self.console.read_text(errors="replace") if self.console.exists() else ""
-        return "console:\n" + "\n".join(text.splitlines()[-40:])
 
     def _disconnect(self) -> None:
         if self._channel is not None:
