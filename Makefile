@@ -9,7 +9,7 @@ RUN_NEEDS := python3-systemd python3-sdnotify python3-requests python3-jsonschem
 DEMO_NEEDS := $(RUN_NEEDS) gcc libc6-dev gdb
 TEST_NEEDS := $(DEMO_NEEDS) make systemd python3-pytest e2fsprogs mount util-linux binutils elfutils
 VENV_NEEDS := python3-venv python3-dev gcc libc6-dev libsystemd-dev pkg-config
-SYSTEM_NEEDS := $(RUN_NEEDS) python3-pytest qemu-system-x86 qemu-utils mmdebstrap e2fsprogs
+SYSTEM_NEEDS := $(DEMO_NEEDS) python3-pytest qemu-system-x86 qemu-utils mmdebstrap e2fsprogs systemd-container mount util-linux
 LINT_NEEDS := $(VENV_NEEDS) shellcheck
 
 .PHONY: help demo test test-venv smoke test-system check lint bench generate install clean

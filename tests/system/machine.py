@@ -10,48 +10,19 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
+from tests.system.booted import Booted, Done, GuestError
 from tests.system.guest.agent import TIMED_OUT
 from tests.system.image import BUILD, Image, image
 
-_REPOSITORY = Path(__file__).parents[2]
 _BOOT_SECONDS = 240.0
 _KVM_SECONDS = 30.0
 _NO_KVM = BUILD / "no-kvm"
-#: Puts the files of a directory in place as a package manager does: each one is written beside the former, and renamed.
-_REPLACE = """
-import os, shutil, sys
-new = sys.argv[1]
-for directory, _directories, names in os.walk(new):
-    there = os.path.join("/", os.path.relpath(directory, new))
-    os.makedirs(there, exist_ok=True)
-    for name in names:
-        path = os.path.join(there, name)
-        shutil.copy2(os.path.join(directory, name), path + ".new", follow_symlinks=False)
-        os.rename(path + ".new", path)
-"""
 
 
-class GuestError(Exception):
-    """The guest did not come up, or a command in it failed that must not."""
-
-
-@dataclass(frozen=True)
-class Done:
-    """A command that has ended in the guest."""
-
-    argv: list[str]
-    status: int
-    stdout: str
-    stderr: str
-
-
-class Machine:
-    """A running guest. Use it as a context manager; its overlay goes with it."""
+class Machine(Booted):
+    """A running guest with a kernel of its own. Use it as a context manager; its overlay goes with it."""
 
     def __init__(self, suite: str, *, memory_mib: int = 1536, processors: int = 2) -> None:
         """Boot a guest and wait until it answers. Raises GuestError, with the end of its console."""
@@ -69,12 +40,6 @@ class Machine:
         except BaseException:
             self.close()
             raise
-
-    def __enter__(self) -> Machine:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
 
     @property
     def _disk(self) -> str:
@@ -123,40 +88,8 @@ class Machine:
         stdout, stderr = self._read(head["stdout_bytes"]), self._read(head["stderr_bytes"])
         done = Done(list(argv), head["status"], stdout.decode("utf-8", "replace"), stderr.decode("utf-8", "replace"))
         if done.status == TIMED_OUT or (check and done.status):
-            raise GuestError(
-                f"{' '.join(argv)}: status {done.status}\n{done.stdout}{done.stderr}\n{self.console_tail()}"
-            )
+            raise self.failed(done)
         return done
-
-    def sh(self, script: str, *, seconds: float = 120, check: bool = True) -> Done:
-        """Run a shell script in the guest."""
-        return self.run("sh", "-euc", script, seconds=seconds, check=check)
-
-    def put(self, tree: Path, target: str = "/") -> None:
-        """Copy what is in a directory of the host's into one of the guest's."""
-        tar = subprocess.run(
-            ["tar", "-C", tree, "--owner=0", "--group=0", "-cf", "-", "."], capture_output=True, check=True
-        )
-        self.run("tar", "-C", target, "--no-overwrite-dir", "-xf", "-", stdin=tar.stdout)
-
-    def install(self) -> None:
-        """Install coresnap, as it is in this tree, as `make install` does in the guest itself."""
-        with _installed() as tree:
-            self.put(tree)
-        self._after_install()
-
-    def upgrade(self, change: Callable[[Path], None]) -> None:
-        """Replace the files by those of this tree, after `change` in what is installed, as an upgrade of a package does."""
-        with _installed() as tree:
-            change(tree)
-            self.sh("rm -rf /root/new; mkdir /root/new")
-            self.put(tree, "/root/new")
-        self.run("python3", "-c", _REPLACE, "/root/new")
-        self._after_install()
-
-    def _after_install(self) -> None:
-        after = (_REPOSITORY / "tools" / "after-install").read_bytes()
-        self.run("sh", "-s", "/usr/local", stdin=after)
 
     def cut_power(self) -> None:
         """End the machine as a power cut does: what its disk was sent survives, its page cache does not."""
@@ -179,11 +112,6 @@ class Machine:
             self.cut_power()
         shutil.rmtree(self.directory, ignore_errors=True)
 
-    def console_tail(self) -> str:
-        """Return the last lines of the console."""
-        text = self.console.read_text(errors="replace") if self.console.exists() else ""
-        return "console:\n" + "\n".join(text.splitlines()[-40:])
-
     def _disconnect(self) -> None:
         if self._channel is not None:
             self._channel.close()
@@ -205,15 +133,6 @@ class Machine:
         while not line.endswith(b"\n"):
             line += self._read(1)
         return bytes(line)
-
-
-@contextmanager
-def _installed() -> Iterator[Path]:
-    """Yield a directory in which coresnap is installed."""
-    with tempfile.TemporaryDirectory() as directory:
-        argv = ["make", "-s", "install", f"DESTDIR={directory}", "PREFIX=/usr/local"]
-        subprocess.run(argv, cwd=_REPOSITORY, check=True)
-        yield Path(directory)
 
 
 def _qemu(built: Image, machine: Machine, agent: str, accelerated: bool) -> list[str]:

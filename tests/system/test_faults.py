@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from tests.system.machine import Machine
-from tests.system.test_traps import _CORE_PATTERN, _with_lines
-from tests.system.waiting import CRASH, all_committed, dumps, lost, settings, until
+from tests.system.test_traps import _CORE_PATTERN
+from tests.system.waiting import CRASH, all_committed, dumps, lost, settings, until, with_lines
 
 pytestmark = pytest.mark.long
 
@@ -317,7 +317,7 @@ def test_what_the_kernel_drops_is_on_record(clean: Machine) -> None:
         clean.sh("cat /root/limit > /proc/sys/kernel/core_pipe_limit")
     else:
         reason = "/run/coresnap/kernel: "
-        with _with_lines(clean, "coresnap-archive.socket", "Socket", "Backlog=1"):
+        with with_lines(clean, "coresnap-archive.socket", "Socket", "Backlog=1"):
             clean.sh(f"systemctl restart coresnap-archive.socket {_SERVICE}; systemctl kill -s STOP {_SERVICE}")
             clean.sh(f"({storm}) > /dev/null 2>&1 &")
             _waits_in_the_queue(clean)

@@ -6,8 +6,8 @@ from __future__ import annotations
 import pytest
 
 from tests.system.machine import Machine
-from tests.system.test_traps import _CORE_PATTERN, _with_lines
-from tests.system.waiting import CRASH, dumps, until
+from tests.system.test_traps import _CORE_PATTERN
+from tests.system.waiting import CRASH, dumps, until, with_lines
 
 pytestmark = pytest.mark.long
 
@@ -26,7 +26,7 @@ def test_a_capture_service_that_cannot_start_is_done_without_until_it_can(enable
     service = "coresnap-archive.service"
     usual = _crash(enabled)
     assert usual in ("socket", "handover")
-    with _with_lines(enabled, service, "Service", "ExecStart=", "ExecStart=/bin/false"):
+    with with_lines(enabled, service, "Service", "ExecStart=", "ExecStart=/bin/false"):
         enabled.sh(f"systemctl kill -s KILL {service}")
         until(
             enabled, "! systemctl is-active -q coresnap-handover.socket && ! systemctl is-active -q coresnap-fallback"

@@ -3,30 +3,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
 from tests.system.machine import Machine
-from tests.system.waiting import CRASH, dumps, until
+from tests.system.waiting import CRASH, dumps, until, with_lines
 
 pytestmark = pytest.mark.long
 
 _CORE_PATTERN = "/proc/sys/kernel/core_pattern"
-
-
-@contextmanager
-def _with_lines(guest: Machine, unit: str, section: str, *lines: str) -> Iterator[None]:
-    """Have other lines in a unit for a while."""
-    path = f"/run/systemd/system/{unit}.d/90-trap.conf"
-    text = "\\n".join([f"[{section}]", *lines])
-    guest.sh(f"mkdir -p $(dirname {path}); printf '%b\\n' '{text}' > {path}; systemctl daemon-reload")
-    try:
-        yield
-    finally:
-        guest.sh(f"rm -f {path}; systemctl daemon-reload; systemctl reset-failed 'coresnap*' || true")
 
 
 def _starts(guest: Machine, unit: str) -> int:
@@ -47,7 +33,7 @@ def test_a_path_unit_does_not_spin_while_dumps_wait(enabled: Machine) -> None:
     assert not until(enabled, f"! systemctl is-active -q {unit}", 10, check=False)
     assert _starts(enabled, unit) == before
     line = "ExecStart=/usr/local/lib/coresnap/process --once --worker-socket /run/coresnap/process"
-    with _with_lines(enabled, unit, "Service", "ExecStart=", line):
+    with with_lines(enabled, unit, "Service", "ExecStart=", line):
         enabled.sh(f"systemctl restart {unit}")
         assert not until(enabled, "false", 20, check=False)
         assert _starts(enabled, unit) >= before + 4, "it is started again and again"
@@ -60,7 +46,7 @@ def test_many_starts_are_no_reason_to_stop(enabled: Machine) -> None:
     once = f"systemctl restart --no-block {unit}; systemctl kill -s KILL {unit} || true"
     often = f"for i in 1 2 3 4 5 6 7 8; do {once}; done; sleep 1; systemctl start {unit} 2>&1"
     assert enabled.sh(often, seconds=300, check=False).status == 0
-    with _with_lines(enabled, "coresnap-sender.service", "Unit", "StartLimitIntervalSec=60", "StartLimitBurst=5"):
+    with with_lines(enabled, "coresnap-sender.service", "Unit", "StartLimitIntervalSec=60", "StartLimitBurst=5"):
         assert enabled.sh(often, seconds=300, check=False).status != 0
 
 
@@ -71,12 +57,12 @@ def test_a_storm_does_not_close_the_door(enabled: Machine) -> None:
         " import time; time.sleep(8)"
     )
     at_once = ("Type=oneshot", "Restart=no", "ExecStart=", "ExecStart=/bin/true")
-    with _with_lines(enabled, "coresnap-archive.service", "Service", *at_once):
+    with with_lines(enabled, "coresnap-archive.service", "Service", *at_once):
         # It would start again what the limit closes.
         enabled.sh("systemctl mask --runtime coresnap-fallback; systemctl stop coresnap-archive.service 2>&1")
         enabled.run("python3", "-c", knock)
         assert enabled.sh("systemctl is-active coresnap-handover.socket").stdout == "active\n"
-        with _with_lines(
+        with with_lines(
             enabled, "coresnap-handover.socket", "Socket", "TriggerLimitIntervalSec=60s", "TriggerLimitBurst=20"
         ):
             enabled.sh("systemctl restart coresnap-handover.socket; systemctl stop coresnap-archive.service 2>&1")
@@ -119,7 +105,7 @@ def test_a_stop_in_mid_copy_waits_for_the_core(enabled: Machine) -> None:
     before = {dump["uuid"] for dump in dumps(enabled)}
     enabled.sh(f"{_BIG} systemctl restart coresnap-archive.service; wait || true", seconds=400)
     assert _newest(enabled, before)["core"]["truncated"] is None
-    with _with_lines(enabled, "coresnap-archive.service", "Service", "TimeoutStopSec=20ms"):
+    with with_lines(enabled, "coresnap-archive.service", "Service", "TimeoutStopSec=20ms"):
         before = {dump["uuid"] for dump in dumps(enabled)}
         enabled.sh(f"{_BIG} systemctl restart coresnap-archive.service; wait || true", seconds=400)
         assert _newest(enabled, before)["core"]["truncated"] is not None, "killed in mid-copy; what came is kept"

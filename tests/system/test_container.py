@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The units at full speed, in a container: its kernel is the host's, so cores come by `coresnap import`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.system import backlog
+from tests.system.booted import GuestError
+from tests.system.container import Container
+from tests.system.waiting import dumps, until, with_lines
+
+_UNITS = "/usr/local/lib/systemd/system"
+_PROCESSOR, _SENDER = "coresnap-processor.service", "coresnap-sender.service"
+
+
+@pytest.fixture(scope="module", params=["bookworm", pytest.param("trixie", marks=pytest.mark.long), "forky"])
+def container(request: pytest.FixtureRequest) -> Iterator[Container]:
+    """Boot a container in which the stages are worked on, but core_pattern is nobody's business."""
+    with Container(request.param) as container:
+        container.install()
+        container.sh(
+            "systemctl mask coresnapd.service 2>&1; coresnapd --prepare\n"
+            "systemctl add-wants multi-user.target coresnap.target 2>&1; systemctl start coresnap.target"
+        )
+        yield container
+
+
+@pytest.fixture(scope="module")
+def core(real_core: Path) -> bytes:
+    return real_core.read_bytes()
+
+
+def test_the_host_s_core_pattern_is_out_of_reach(container: Container) -> None:
+    before = Path("/proc/sys/kernel/core_pattern").read_text()
+    assert container.run("cat", "/proc/sys/kernel/core_pattern").stdout == before
+    with pytest.raises(GuestError, match="Read-only file system"):
+        container.sh(
+            "cat /proc/sys/kernel/core_pattern > /root/pattern; cp /root/pattern /proc/sys/kernel/core_pattern"
+        )
+
+
+def test_the_units_are_in_order(container: Container) -> None:
+    """As the systemd of each release sees them, beside all other units."""
+    verified = container.sh(f"systemd-analyze verify --man=no {_UNITS}/coresnap* 2>&1")
+    assert "coresnap" not in verified.stdout
+    assert backlog.failed_units(container) == ""
+    sockets = "coresnap-process.socket coresnap-send.socket coresnap-pending.path coresnap-sending.path"
+    active = container.sh(f"systemctl is-active {sockets} coresnap-purge.timer coresnap-rescue.timer").stdout
+    assert active == "active\n" * 6
+    container.sh("systemctl start coresnap-archive.service coresnap-purge.service")
+    assert backlog.failed_units(container) == ""
+    container.sh("systemctl stop coresnap-archive.service coresnap-archive.socket coresnap-handover.socket")
+
+
+def test_a_core_goes_all_the_way_and_again_after_the_owners_have_gone(container: Container, core: bytes) -> None:
+    linger = "ExecStart=/usr/local/lib/coresnap/{0} --linger 0.5 --worker-socket /run/coresnap/{0}"
+    with (
+        with_lines(container, _PROCESSOR, "Service", "ExecStart=", linger.format("process")),
+        with_lines(container, _SENDER, "Service", "ExecStart=", linger.format("send")),
+    ):
+        container.sh(f"systemctl stop {_PROCESSOR} {_SENDER} 2>&1")
+        before = backlog.started(container, _PROCESSOR), backlog.started(container, _SENDER)
+        for times in (1, 2):
+            (uuid,) = uuids = backlog.take_in(container, core, 1)
+            backlog.wait_until_committed(container, uuids, 30)
+            until(container, f"! systemctl is-active -q {_PROCESSOR} && ! systemctl is-active -q {_SENDER}", 30)
+            after = backlog.started(container, _PROCESSOR), backlog.started(container, _SENDER)
+            assert after == (before[0] + times, before[1] + times), "woken once each, and not while nothing waits"
+    owners = container.sh(
+        f"stat -c %U:%a /var/lib/coresnap/committed/{uuid} /var/lib/coresnap-store/blackhole/{uuid}.json"
+    )
+    assert owners.stdout == "coresnap:700\ncoresnap-send:600\n"
+    log = container.sh(f"journalctl -b -o json CORESNAP_DUMP={uuid}").stdout.splitlines()
+    stages = [entry["CORESNAP_STAGE"] for entry in map(json.loads, log) if "CORESNAP_STAGE" in entry]
+    assert stages == ["sending", "committed"]
+
+
+def test_workers_and_owners_that_are_killed_lose_nothing(container: Container, core: bytes) -> None:
+    uuids = backlog.take_in(container, core, 40)
+    for count, unit in enumerate((_PROCESSOR, _SENDER, "coresnap-process@*", "coresnap-send@*"), 1):
+        until(container, f"[ $(ls {backlog.SPOOL}/pending | wc -l) -le {40 - 8 * count} ]")
+        container.run("systemctl", "kill", "-s", "KILL", unit)
+    backlog.wait_until_committed(container, uuids, 120)
+    assert {dump["uuid"] for dump in dumps(container)} >= uuids
+    assert container.run("ls", "-A", f"{backlog.SPOOL}/staging").stdout == ""
+
+
+def test_what_comes_while_the_target_is_stopped_waits(container: Container, core: bytes) -> None:
+    uuids = backlog.take_in(container, core, 20)
+    until(container, "[ -n \"$(systemctl list-units --no-legend 'coresnap-process@*')\" ]")
+    container.sh("systemctl stop coresnap.target")
+    active = "systemctl list-units --no-legend --plain --state=active,activating,deactivating 'coresnap*'"
+    until(container, f'[ -z "$({active} | grep -v ^coresnap.slice)" ]')
+    assert (
+        "Failed"
+        not in container.sh("journalctl --sync; journalctl -b -o cat -u 'coresnap-process@*' | tail -n 5").stdout
+    )
+    uuids |= backlog.take_in(container, core, 3)
+    assert backlog.in_stage(container, "pending")
+    container.sh("systemctl start coresnap.target")
+    backlog.wait_until_committed(container, uuids, 60)
+
+
+@pytest.mark.parametrize("result", backlog.LIMITS)
+def test_a_path_unit_that_has_failed_recovers_by_itself(container: Container, core: bytes, result: str) -> None:
+    backlog.a_failed_path_unit_recovers(container, core, result)
+
+
+def test_hundreds_that_wait_at_boot_are_all_delivered(container: Container, core: bytes) -> None:
+    backlog.hundreds_wait_at_boot(container, core, 300, 240)
