@@ -34,7 +34,6 @@ import gc
 import os
 import signal
 import socket
-import struct
 import sys
 import time
 
@@ -43,23 +42,13 @@ if __name__ == "__main__":
 
 import select
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import NoReturn
 
-import coresnap.capture.memory  # noqa: F401  # a large crash wants it while it is held
-from coresnap.capture import handover
-from coresnap.capture.aftermath import lose, spool_or_none, sweep_after
+from coresnap.capture.aftermath import spool_or_none, sweep_after
 from coresnap.capture.board import CAPTURES, FREE, WAITS, Taken, open_board
-from coresnap.capture.capture import Capture
-from coresnap.capture.finish import finish
-from coresnap.capture.handover import HandedOver
-from coresnap.capture.kernel_socket import KernelSocket, victim_of
-from coresnap.capture.resident import ResidentReader
-from coresnap.capture.source import Gone, Source
-from coresnap.capture.tell import tell
-from coresnap.capture.victim import Victim, from_core_pattern
+from coresnap.capture.worker import WAITING, Worker
 from coresnap.ground import flat, notify, program
-from coresnap.ground.errors import BadInput, CoresnapError, Refused
+from coresnap.ground.errors import CoresnapError, Refused
 from coresnap.ground.listen import listen_fds
 from coresnap.ground.log import Log
 from coresnap.host.transport import is_probe
@@ -67,30 +56,14 @@ from coresnap.spool import stages
 from coresnap.spool.stages import machine_s_root
 
 _PR_SET_DUMPABLE = 4
-_PEER = struct.Struct("=iII")
-
-
-#: Workers that wait for a crash; one more than one, so that none has to be forked while a process is held.
-_WAITING = 2
-#: A worker serves so many crashes; what they may have left behind in it ends with it.
-_CRASHES_MOST = 256
 #: How often it is looked whether anything is left behind, and the watchdog told that we live.
 _LOOK_SECONDS = 60
-
-
-class _Lost(CoresnapError):
-    """A process has crashed, and its core cannot be had; `reason` is one of the ledger's."""
-
-    def __init__(self, victim: Victim, reason: str, why: str) -> None:
-        super().__init__(why)
-        self.victim = victim
-        self.reason = reason
 
 
 class Service:
     """The sockets, and the workers that take crashes from them."""
 
-    def __init__(self, listeners: dict[str, socket.socket], settings: str, jobs: int, log: Log) -> None:
+    def __init__(self, listeners: dict[str, socket.socket], settings: flat.Compiled, jobs: int, log: Log) -> None:
         self.listeners = listeners
         self.settings = settings
         self.jobs = jobs
@@ -133,7 +106,7 @@ class Service:
         notify.stopping()
 
     def _fork_workers(self) -> None:
-        while self.board.count(WAITS) < _WAITING and self.board.count(FREE):
+        while self.board.count(WAITS) < WAITING and self.board.count(FREE):
             place = self.board.place()
             self.board.put(place, WAITS)
             try:
@@ -167,7 +140,7 @@ class Service:
 
     def _sweep_if_needed(self, taken: Sequence[Taken] = ()) -> None:
         """Sweep where something is in staging: archive may have been killed, or a service with all its workers."""
-        settings, _problem = flat.read(self.settings)
+        settings, _problem = self.settings.read()
         try:
             needed = bool(os.listdir(os.path.join(self.within + settings.root, stages.STAGING)))
         except OSError:
@@ -182,7 +155,7 @@ class Service:
             self.sweeps.add(pid)
             return
         try:
-            settings, _problem = flat.read(self.settings)
+            settings, _problem = self.settings.read()
             with spool_or_none(settings.root, self.within) as spool:
                 sweep_after(self.log, settings, spool, taken)
         except (CoresnapError, OSError) as error:
@@ -199,123 +172,14 @@ class Service:
                 signal.signal(number, signal.SIG_IGN)  # what it holds it finishes
             os.close(self.stop_fd)
             gc.disable()
-            self._work(place)
+            Worker(place, self.board, self.listeners, self.settings, self.within, self.log).run(
+                self.stopped_fd, self.want_fd, is_probe
+            )
             status = 0
         except (CoresnapError, OSError) as error:
             self.log.error(f"a crash could not be taken: {error}")
         finally:
             os._exit(status)
-
-    def _work(self, place: int) -> None:
-        """Take crashes, until asked to stop, or until more wait than have to."""
-        poll = select.poll()
-        poll.register(self.stopped_fd, select.POLLIN)
-        for listener in self.listeners.values():
-            poll.register(listener, select.POLLIN)
-        reader = ResidentReader(self._close_listeners)
-        crashes = 0
-        while crashes < _CRASHES_MOST and self.board.count(WAITS) <= _WAITING:
-            with suppress(OSError):  # it will be tried again, and a core without evidence is a core
-                reader.make_ready()
-            ready = {fd for fd, _events in poll.poll()}
-            if self.stopped_fd in ready:
-                return
-            for name, listener in self.listeners.items():
-                if listener.fileno() in ready and self._take(place, name, listener, reader):
-                    crashes += 1
-            self.board.put(place, WAITS)
-            gc.collect()
-
-    def _close_listeners(self) -> None:
-        for listener in self.listeners.values():
-            listener.close()
-
-    def _take(self, place: int, name: str, listener: socket.socket, reader: ResidentReader) -> bool:
-        """Accept one crash, and capture it; say no where another worker was faster."""
-        started_nsec = time.monotonic_ns()
-        self.board.put(place, CAPTURES)
-        try:
-            connection, _address = listener.accept()
-        except OSError:
-            return False
-        if not self.board.count(WAITS):
-            try:
-                os.write(self.want_fd, b"+")
-            except BlockingIOError:
-                pass  # it has been told often enough
-        try:
-            connection.setblocking(True)
-            self._capture(place, name, connection, started_nsec, reader)
-        except _Lost as lost:
-            self._put_on_record(lost)
-        except BadInput as error:
-            self.log.error(f"{name}: refused: {error}")
-        finally:
-            connection.close()
-        return True
-
-    def _put_on_record(self, lost: _Lost) -> None:
-        settings, _problem = flat.read(self.settings)
-        with spool_or_none(settings.root, self.within) as spool:
-            lose(self.log, settings, spool, lost.victim, lost.reason, str(lost))
-
-    def _capture(
-        self, place: int, name: str, connection: socket.socket, started_nsec: int, reader: ResidentReader
-    ) -> None:
-        settings, problem = flat.read(self.settings)
-        source: Source
-        fds: list[int] = []
-        try:
-            if name == "kernel":
-                victim, source, proc = _from_kernel(connection)
-                if is_probe(victim.pid):
-                    source.acknowledge()
-                    return
-                self.board.name(place, victim)
-            else:
-                victim, source, proc, started_nsec = _from_archive(connection, fds)
-            if victim.pidfd is not None and victim.pidfd not in fds:
-                fds.append(victim.pidfd)
-            capture = Capture(settings, victim, source.transport, started_nsec, self.within)
-            capture.hold(source, proc, reader, lambda uuid: self.board.name(place, victim, uuid))
-        finally:
-            connection.close()
-            for fd in fds:
-                os.close(fd)  # the process is let go
-        outcome = finish(capture)
-        if problem:
-            self.log.warning(problem)
-        tell(self.log, capture, outcome)
-
-
-def _from_kernel(connection: socket.socket) -> tuple[Victim, KernelSocket, str]:
-    """Take what the kernel tells and asks. Raises BadInput where nothing has crashed, _Lost where it asks in no known way."""
-    victim = victim_of(connection)
-    try:
-        return victim, KernelSocket(connection), f"/proc/{victim.pid}"
-    except Gone as error:
-        raise _Lost(victim, "empty", str(error)) from error
-    except (BadInput, OSError) as error:
-        raise _Lost(victim, "internal", str(error)) from error
-
-
-def _from_archive(connection: socket.socket, fds: list[int]) -> tuple[Victim, Source, str, int]:
-    """Take what archive hands over, its descriptors into `fds`. Raises BadInput where it is not archive, or not root."""
-    peer = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
-    _pid, uid, _gid = _PEER.unpack(peer)
-    if uid not in (0, os.geteuid()):
-        raise BadInput(f"user {uid} at the hand-over socket")
-    message, passed, _flags, _address = socket.recv_fds(connection, handover.LIMIT_BYTES, handover.FDS_MAX)
-    fds += passed
-    known = handover.read(message)
-    if known is None or len(fds) < 2:
-        raise BadInput("what came over the hand-over socket is not archive's")
-    started_nsec, arguments = known
-    for fd in fds:
-        os.set_inheritable(fd, False)
-    victim = from_core_pattern(arguments)
-    victim.pidfd = fds[2] if len(fds) > 2 else None
-    return victim, HandedOver(fds[0], connection), f"/proc/self/fd/{fds[1]}", started_nsec
 
 
 def _never_dump_core() -> None:
@@ -341,9 +205,10 @@ def _run(options: argparse.Namespace, log: Log) -> int:
     _never_dump_core()
     for listener in listeners.values():
         listener.setblocking(False)
-    jobs = options.jobs or flat.read(options.settings)[0].jobs
+    compiled = flat.Compiled(options.settings)
+    jobs = options.jobs or compiled.read()[0].jobs
     with program.signals() as caught:
-        Service(listeners, options.settings, jobs, log).run(caught)
+        Service(listeners, compiled, jobs, log).run(caught)
     return 0
 
 

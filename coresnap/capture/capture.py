@@ -17,7 +17,7 @@ from coresnap.capture.evidence import Evidence, Reader
 from coresnap.capture.source import Gone, Withdrawn
 from coresnap.ground import durable
 from coresnap.ground.errors import CoresnapError, Refused
-from coresnap.spool.quota import QuotaExceeded, Reservation
+from coresnap.spool.quota import QuotaExceeded, Reservation, check_free
 from coresnap.spool.stages import Dump, Spool
 
 TYPE_CHECKING = False
@@ -101,6 +101,7 @@ class Capture:
     def _hold(
         self, source: "Source", proc: "str | None", reader: Reader, in_staging: "Callable[[str], None] | None"
     ) -> None:
+        self._refuse_at_once(proc)
         self.evidence = Evidence(proc, self.settings.environ, reader)
         self.spool = Spool(self.settings.root, self.within)
         stays = source.keeps_process()
@@ -118,6 +119,16 @@ class Capture:
         self.copied = copy(source.fd, self.core_fd, self.reservation, OVERHEAD_BYTES, proc if stays else None)
         if later:  # its evidence has been read while its core was copied
             self._take_evidence()
+
+    def _refuse_at_once(self, proc: "str | None") -> None:
+        """Raise QuotaExceeded where there is no room for any core, however small, before anything else is done for this one."""
+        try:
+            check_free(os.statvfs(self.within + self.settings.root), self.settings.quota_percent, OVERHEAD_BYTES)
+        except QuotaExceeded:
+            self.evidence = Evidence(proc, (), None)  # it has a name in the ledger all the same
+            raise
+        except OSError:
+            pass  # what is wrong there the spool tells
 
     def _take_evidence(self) -> None:
         assert self.evidence is not None

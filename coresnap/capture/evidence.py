@@ -101,18 +101,20 @@ class Evidence:
 
     __slots__ = ("_buffer", "_fd", "_forgotten", "_reader", "members", "read_whole", "victim_read")
 
-    def __init__(self, proc: "str | None", environ: "Sequence[str]", reader: Reader) -> None:
+    def __init__(self, proc: "str | None", environ: "Sequence[str]", reader: "Reader | None") -> None:
         """Start reading. `proc` is the directory of the process in /proc, None where it is not known.
 
-        `environ` are the names of environment variables to keep; a trailing asterisk stands for any rest.
+        `environ` are the names of environment variables to keep; a trailing asterisk stands for any rest. Without a reader
+        nothing but status and names is read.
         """
         self.members: dict[str, bytes] = {}
-        self.victim_read = self.read_whole = self._forgotten = False
+        self.victim_read = self.read_whole = reader is None
+        self._forgotten = False
         self._buffer = bytearray()
         self._reader = reader
         proc_fd = _directory(proc)
         try:
-            self._fd = reader.start(proc_fd, environ)
+            self._fd = reader.start(proc_fd, environ) if reader else -1
         except OSError:  # no process, or no descriptor, to be had: the core is still taken
             self._fd = -1
             self.victim_read = self.read_whole = True
@@ -127,7 +129,8 @@ class Evidence:
     def wait_for_host(self, budget_usec: int) -> None:
         """Take the rest, and be done with the child, in time or not."""
         self._receive(time.monotonic() + budget_usec / 1e6, until_mark=False)
-        self._reader.end(whole=self.read_whole)
+        if self._reader:
+            self._reader.end(whole=self.read_whole)
 
     def forget_victim(self) -> None:
         """Drop the victim's part, and what is still to come of it: it may be another process's."""

@@ -15,7 +15,7 @@ from coresnap.capture.capture import CORE, HELD, WITHDRAWN, Capture
 from coresnap.capture.place import place_of
 from coresnap.capture.victim import Victim
 from coresnap.ground import durable, elf
-from coresnap.ground.errors import BadInput, CoresnapError
+from coresnap.ground.errors import BadInput, CoresnapError, Refused
 from coresnap.ground.flat import ArchiveSettings
 from coresnap.spool import ledger, record, stages
 from coresnap.spool.stages import Dump, Spool
@@ -242,6 +242,11 @@ def _drop(capture: Capture) -> bool:
         _identify(capture)
     except OSError:
         pass  # the loss is recorded without a name then
+    if capture.spool is None:
+        try:
+            capture.spool = Spool(capture.settings.root, capture.within)
+        except Refused:
+            pass  # that is why it is not kept
     if capture.core_fd >= 0:
         os.close(capture.core_fd)  # its blocks are free before the ledger wants one
         capture.core_fd = -1

@@ -86,6 +86,27 @@ def read(path: str = PATH) -> "tuple[ArchiveSettings, str]":
     return settings, ""
 
 
+class Compiled:
+    """Compiled settings that are read again and again: anew only where the file is another one, or has been written to."""
+
+    def __init__(self, path: str = PATH) -> None:
+        self._path = path
+        self._version: tuple[int, ...] | None = None
+        self._read = ArchiveSettings(), ""
+
+    def read(self) -> "tuple[ArchiveSettings, str]":
+        """Return the settings and what is wrong with them, as the function of this name does. Never raises."""
+        try:
+            status = os.lstat(self._path)
+        except OSError:
+            return read(self._path)
+        version = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+        if version != self._version:
+            self._read = read(self._path)
+            self._version = version
+        return self._read
+
+
 def _lines(path: str) -> "Iterator[str]":
     """Yield the lines after the header. Raises OSError, ValueError."""
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)

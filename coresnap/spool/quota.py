@@ -92,17 +92,7 @@ class Reservation:
         return True
 
     def _check(self, used_bytes: int, wanted_bytes: int) -> None:
-        disk = os.fstatvfs(self._root_fd)
-        free_bytes = disk.f_bavail * disk.f_frsize
-        if free_bytes < wanted_bytes:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        keep_bytes = disk.f_blocks * disk.f_frsize * self._percent // 100
-        if free_bytes - wanted_bytes < keep_bytes:
-            raise QuotaExceeded(
-                f"dump.quota: {free_bytes} bytes are free, {wanted_bytes} reserved or asked for,"
-                f" {keep_bytes} ({self._percent}%) have to stay free",
-                hint="free some space, or lower dump.quota",
-            )
+        check_free(os.fstatvfs(self._root_fd), self._percent, wanted_bytes)
         if self._ceiling_bytes and used_bytes + wanted_bytes > self._ceiling_bytes:
             raise QuotaExceeded(
                 f"dump.ceiling: the spool holds {used_bytes} bytes, {wanted_bytes} are reserved or asked for,"
@@ -135,6 +125,20 @@ class Reservation:
         self.written_bytes = 0
         self._put(0)
         os.close(self._fd)
+
+
+def check_free(disk: os.statvfs_result, percent: int, wanted_bytes: int) -> None:
+    """Raise QuotaExceeded, or OSError where the disk is full, if so many bytes more would leave less free than they may."""
+    free_bytes = disk.f_bavail * disk.f_frsize
+    if free_bytes < wanted_bytes:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    keep_bytes = disk.f_blocks * disk.f_frsize * percent // 100
+    if free_bytes - wanted_bytes < keep_bytes:
+        raise QuotaExceeded(
+            f"dump.quota: {free_bytes} bytes are free, {wanted_bytes} reserved or asked for,"
+            f" {keep_bytes} ({percent}%) have to stay free",
+            hint="free some space, or lower dump.quota",
+        )
 
 
 def open_table(spool: "Spool") -> int:

@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A worker of the capture service: it waits, everything imported, and takes crashes, one at a time."""
+
+from __future__ import annotations
+
+import gc
+import os
+import select
+import socket
+import struct
+import time
+from collections.abc import Callable
+from contextlib import suppress
+
+import coresnap.capture.memory  # noqa: F401  # a large crash wants it while it is held
+from coresnap.capture import handover
+from coresnap.capture.aftermath import lose, spool_or_none
+from coresnap.capture.board import CAPTURES, WAITS, Board
+from coresnap.capture.capture import Capture
+from coresnap.capture.finish import finish
+from coresnap.capture.handover import HandedOver
+from coresnap.capture.kernel_socket import KernelSocket, victim_of
+from coresnap.capture.resident import ResidentReader
+from coresnap.capture.source import Gone, Source
+from coresnap.capture.tell import tell
+from coresnap.capture.victim import Victim, from_core_pattern
+from coresnap.ground import flat
+from coresnap.ground.errors import BadInput, CoresnapError
+from coresnap.ground.log import Log
+
+#: Workers that wait for a crash; one more than one, so that none has to be forked while a process is held.
+WAITING = 2
+#: A worker serves so many crashes; what they may have left behind in it ends with it.
+_CRASHES_MOST = 256
+_PEER = struct.Struct("=iII")
+
+
+class _Lost(CoresnapError):
+    """A process has crashed, and its core cannot be had; `reason` is one of the ledger's."""
+
+    def __init__(self, victim: Victim, reason: str, why: str) -> None:
+        super().__init__(why)
+        self.victim = victim
+        self.reason = reason
+
+
+class Worker:
+    """One worker, in a process of its own."""
+
+    def __init__(
+        self,
+        place: int,
+        board: Board,
+        listeners: dict[str, socket.socket],
+        settings: flat.Compiled,
+        within: str,
+        log: Log,
+    ) -> None:
+        """`place` is its own on the board; `within` is where the machine's file systems are, see Spool."""
+        self.place = place
+        self.board = board
+        self.listeners = listeners
+        self.settings = settings
+        self.within = within
+        self.log = log
+
+    def run(self, stopped_fd: int, want_fd: int, is_probe: Callable[[int | None], bool]) -> None:
+        """Take crashes, until `stopped_fd` is closed at its other end, or until more wait than have to.
+
+        A byte into `want_fd` asks for another worker. `is_probe` says of a process that it crashes only to see who comes.
+        """
+        # A crash wakes one of those that wait, not all of them: EPOLLEXCLUSIVE, epoll_ctl(2).
+        epoll = select.epoll()
+        epoll.register(stopped_fd, select.EPOLLIN)
+        names = {listener.fileno(): name for name, listener in self.listeners.items()}
+        for fd in names:
+            epoll.register(fd, select.EPOLLIN | select.EPOLLEXCLUSIVE)
+        reader = ResidentReader(self._close_listeners)
+        crashes = 0
+        while crashes < _CRASHES_MOST and self.board.count(WAITS) <= WAITING:
+            with suppress(OSError):  # it will be tried again, and a core without evidence is a core
+                reader.make_ready()
+            ready = [fd for fd, _events in epoll.poll()]
+            if stopped_fd in ready:
+                return
+            for fd in ready:
+                crashes += self._take(names[fd], want_fd, reader, is_probe)
+            self.board.put(self.place, WAITS)
+            gc.collect()
+
+    def _close_listeners(self) -> None:
+        for listener in self.listeners.values():
+            listener.close()
+
+    def _take(self, name: str, want_fd: int, reader: ResidentReader, is_probe: Callable[[int | None], bool]) -> bool:
+        """Accept one crash, and capture it; say no where another worker was faster."""
+        started_nsec = time.monotonic_ns()
+        self.board.put(self.place, CAPTURES)
+        try:
+            connection, _address = self.listeners[name].accept()
+        except OSError:
+            return False
+        if not self.board.count(WAITS):
+            try:
+                os.write(want_fd, b"+")
+            except BlockingIOError:
+                pass  # it has been told often enough
+        try:
+            connection.setblocking(True)
+            self._capture(name, connection, started_nsec, reader, is_probe)
+        except _Lost as lost:
+            self._put_on_record(lost)
+        except BadInput as error:
+            self.log.error(f"{name}: refused: {error}")
+        finally:
+            connection.close()
+        return True
+
+    def _put_on_record(self, lost: _Lost) -> None:
+        settings, _problem = self.settings.read()
+        with spool_or_none(settings.root, self.within) as spool:
+            lose(self.log, settings, spool, lost.victim, lost.reason, str(lost))
+
+    def _capture(
+        self,
+        name: str,
+        connection: socket.socket,
+        started_nsec: int,
+        reader: ResidentReader,
+        is_probe: Callable[[int | None], bool],
+    ) -> None:
+        settings, problem = self.settings.read()
+        source: Source
+        fds: list[int] = []
+        try:
+            if name == "kernel":
+                victim, source, proc = _from_kernel(connection)
+                if is_probe(victim.pid):
+                    source.acknowledge()
+                    return
+                self.board.name(self.place, victim)
+            else:
+                victim, source, proc, started_nsec = _from_archive(connection, fds)
+            if victim.pidfd is not None and victim.pidfd not in fds:
+                fds.append(victim.pidfd)
+            capture = Capture(settings, victim, source.transport, started_nsec, self.within)
+            capture.hold(source, proc, reader, lambda uuid: self.board.name(self.place, victim, uuid))
+        finally:
+            connection.close()
+            for fd in fds:
+                os.close(fd)  # the process is let go
+        outcome = finish(capture)
+        if problem:
+            self.log.warning(problem)
+        tell(self.log, capture, outcome)
+
+
+def _from_kernel(connection: socket.socket) -> tuple[Victim, KernelSocket, str]:
+    """Take what the kernel tells and asks. Raises BadInput where nothing has crashed, _Lost where it asks in no known way."""
+    victim = victim_of(connection)
+    try:
+        return victim, KernelSocket(connection), f"/proc/{victim.pid}"
+    except Gone as error:
+        raise _Lost(victim, "empty", str(error)) from error
+    except (BadInput, OSError) as error:
+        raise _Lost(victim, "internal", str(error)) from error
+
+
+def _from_archive(connection: socket.socket, fds: list[int]) -> tuple[Victim, Source, str, int]:
+    """Take what archive hands over, its descriptors into `fds`. Raises BadInput where it is not archive, or not root."""
+    peer = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
+    _pid, uid, _gid = _PEER.unpack(peer)
+    if uid not in (0, os.geteuid()):
+        raise BadInput(f"user {uid} at the hand-over socket")
+    message, passed, _flags, _address = socket.recv_fds(connection, handover.LIMIT_BYTES, handover.FDS_MAX)
+    fds += passed
+    known = handover.read(message)
+    if known is None or len(fds) < 2:
+        raise BadInput("what came over the hand-over socket is not archive's")
+    started_nsec, arguments = known
+    for fd in fds:
+        os.set_inheritable(fd, False)
+    victim = from_core_pattern(arguments)
+    victim.pidfd = fds[2] if len(fds) > 2 else None
+    return victim, HandedOver(fds[0], connection), f"/proc/self/fd/{fds[1]}", started_nsec
