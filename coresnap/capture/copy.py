@@ -31,6 +31,8 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 _WORTH_BYTES = 8 << 20
 #: Headers and notes that have not come by then do not come.
 _HEAD_MAX_BYTES = 64 << 20
+#: Where the addresses of the kernel begin, of which the page of the old vsyscalls may be in a core.
+_KERNEL_ADDRESS = 1 << 63
 
 
 class Copied:
@@ -100,9 +102,13 @@ class _Copying:
                 for segment in segments:
                     end = segment.offset + segment.filesz
                     anonymous = files is not None and segment.vaddr not in files
+                    readable = bool(segment.flags & elf.PF_R)
+                    if segment.vaddr >= _KERNEL_ADDRESS:
+                        at = end  # a page that can only be executed: the kernel writes zeros for it
                     while at < end:
                         count = min(BUFFER_BYTES, end - at)
-                        if memory.fill(self.view[:count], segment.vaddr + at - segment.offset, anonymous):
+                        address = segment.vaddr + at - segment.offset
+                        if memory.fill(self.view[:count], address, anonymous=anonymous, readable=readable):
                             self.put(count, at)
                         at += count
                 if not memory.is_whole():
@@ -164,6 +170,8 @@ def _memory_left(core_fd: int, size_bytes: int) -> "list[elf.Segment] | None":
     at = size_bytes
     for number, segment in enumerate(left):
         if (segment.offset != at and (number or segment.offset > at)) or segment.vaddr % PAGE_BYTES:
+            return []
+        if segment.vaddr >= _KERNEL_ADDRESS and segment.flags & elf.PF_R:
             return []
         at = segment.offset + segment.filesz
     return left

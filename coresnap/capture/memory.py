@@ -81,10 +81,11 @@ class Memory:
             return False
         return _DUMPING in status and not pending & _SIGKILL
 
-    def fill(self, view: memoryview, address: int, anonymous: bool) -> bool:
+    def fill(self, view: memoryview, address: int, *, anonymous: bool, readable: bool) -> bool:
         """Fill the view, whole pages, with what is at `address`; say no, and leave it as it is, where there are zeros only.
 
-        `anonymous` is memory that no file is behind: what of it is not there is zero. Raises Unreadable.
+        `anonymous` is memory that no file is behind: what of it is not there is zero. `readable` is what the process may read
+        itself: what we cannot read of it the kernel cannot dump either, and leaves zeros there. Raises Unreadable.
         """
         if anonymous and not self._is_there(address // PAGE_BYTES, len(view) // PAGE_BYTES):
             return False
@@ -93,9 +94,9 @@ class Memory:
             try:
                 count = os.preadv(self._mem_fd, [view[filled:]], address + filled)
             except OSError as error:
-                # What is behind the end of a mapped file cannot be read by the kernel either, which leaves zeros there.
+                # Behind the end of a mapped file, say, or where a device is mapped.
                 page = (address + filled) // PAGE_BYTES
-                if filled % PAGE_BYTES or self._is_there(page, 1):
+                if filled % PAGE_BYTES or (not readable and self._is_there(page, 1)):
                     raise Unreadable(f"{address + filled:#x}: {error.strerror}") from error
                 view[filled : filled + PAGE_BYTES] = bytes(PAGE_BYTES)
                 count = PAGE_BYTES

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 ET_CORE = 4
 EM_X86_64, EM_AARCH64 = 62, 183
 PT_LOAD, PT_NOTE = 1, 4
-PF_X = 1
+PF_X, PF_R = 1, 4
 NT_PRSTATUS, NT_PRPSINFO, NT_FILE = 1, 3, 0x46494C45
 #: vm.max_map_count is set as high as this by some distributions.
 SEGMENTS_MAX = 1 << 20

@@ -24,13 +24,17 @@ _NO_KVM = BUILD / "no-kvm"
 class Machine(Booted):
     """A running guest with a kernel of its own. Use it as a context manager; its overlay goes with it."""
 
-    def __init__(self, suite: str, *, memory_mib: int = 1536, processors: int = 2) -> None:
-        """Boot a guest and wait until it answers. Raises GuestError, with the end of its console."""
+    def __init__(self, suite: str, *, memory_mib: int = 1536, processors: int = 2, command_line: str = "") -> None:
+        """Boot a guest and wait until it answers. Raises GuestError, with the end of its console.
+
+        `command_line` is more of the kernel's.
+        """
         self.image = image(suite)
         self.directory = Path(tempfile.mkdtemp(prefix=f"coresnap-vm-{suite}-"))
         self.console = self.directory / "console.log"
         self._memory_mib = memory_mib
         self._processors = processors
+        self._command_line = command_line
         self._qemu: subprocess.Popen[bytes] | None = None
         self._channel: socket.socket | None = None
         overlay = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", str(self.image.disk), self._disk]
@@ -141,7 +145,7 @@ def _qemu(built: Image, machine: Machine, agent: str, accelerated: bool) -> list
         *("-accel", "kvm" if accelerated else "tcg,thread=multi", "-cpu", "host" if accelerated else "max"),
         *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
         *("-kernel", str(built.kernel), "-initrd", str(built.initrd)),
-        *("-append", "console=ttyS0 root=/dev/vda rw quiet systemd.show_status=no"),
+        *("-append", f"console=ttyS0 root=/dev/vda rw quiet systemd.show_status=no {machine._command_line}"),
         *("-drive", f"id=disk,file={machine._disk},format=qcow2,if=none,cache=unsafe"),
         *("-device", "virtio-blk-pci,drive=disk", "-device", "virtio-rng-pci", "-device", "virtio-serial-pci"),
         *("-chardev", f"socket,id=agent,path={agent},server=on,wait=off"),
