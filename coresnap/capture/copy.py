@@ -18,6 +18,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from coresnap.capture.memory import Memory
     from coresnap.spool.quota import Reservation
 
 BUFFER_BYTES = 1 << 20
@@ -92,31 +93,53 @@ class _Copying:
         """Copy the rest from the process; say no where its memory is not to be had, and what the kernel sends is to be read."""
         from coresnap.capture.memory import Memory, Unreadable  # few crashes need it
 
-        copied, start_bytes = self.copied, self.copied.size_bytes
         try:
-            with Memory(proc) as memory:
-                if not memory.same(*self._last_page(segments[0], start_bytes)):
-                    return False
-                files = elf.file_mappings(lambda count, offset: os.pread(self.core_fd, count, offset))
-                at = start_bytes
-                for segment in segments:
-                    end = segment.offset + segment.filesz
-                    anonymous = files is not None and segment.vaddr not in files
-                    readable = bool(segment.flags & elf.PF_R)
-                    if segment.vaddr >= _KERNEL_ADDRESS:
-                        at = end  # a page that can only be executed: the kernel writes zeros for it
-                    while at < end:
-                        count = min(BUFFER_BYTES, end - at)
-                        address = segment.vaddr + at - segment.offset
-                        if memory.fill(self.view[:count], address, anonymous=anonymous, readable=readable):
-                            self.put(count, at)
-                        at += count
-                if not memory.is_whole():
-                    copied.stop("cut-short", "the process was killed while its memory was read")
-                copied.size_bytes = at
-                return True
+            memory = Memory(proc)
         except Unreadable:
             return False
+        copied, start_bytes = self.copied, self.copied.size_bytes
+        with memory:
+            try:
+                if not memory.same(*self._last_page(segments[0], start_bytes)):
+                    return False
+                self._take_segments(memory, segments, start_bytes)
+                killed = not memory.is_whole()
+            except Unreadable:
+                killed = not memory.is_whole()
+                if not killed:
+                    copied.size_bytes = start_bytes
+                    return False
+        if killed:
+            copied.stop("cut-short", "the process was killed while its memory was read")
+        return True
+
+    def _take_segments(self, memory: "Memory", segments: "Sequence[elf.Segment]", start_bytes: int) -> None:
+        """Copy what the kernel has not sent of the segments. Raises Unreadable."""
+        files = elf.file_mappings(lambda count, offset: os.pread(self.core_fd, count, offset))
+        # Some kernels keep from us what the process itself may not read: that is found out before anything else.
+        for segment in segments:
+            if not segment.flags & elf.PF_R:
+                self._take_segment(memory, segment, start_bytes, files)
+        for segment in segments:
+            if segment.flags & elf.PF_R:
+                self._take_segment(memory, segment, start_bytes, files)
+            self.copied.size_bytes = segment.offset + segment.filesz
+
+    def _take_segment(self, memory: "Memory", segment: elf.Segment, start_bytes: int, files: "set[int] | None") -> None:
+        """Copy what the kernel has not sent of a segment. Raises Unreadable."""
+        at, end = max(start_bytes, segment.offset), segment.offset + segment.filesz
+        anonymous = files is not None and segment.vaddr not in files
+        readable = bool(segment.flags & elf.PF_R)
+        if segment.vaddr >= _KERNEL_ADDRESS:
+            return  # a page that can only be executed: the kernel writes zeros for it
+        while at < end:
+            count = min(BUFFER_BYTES, end - at)
+            address = segment.vaddr + at - segment.offset
+            if memory.fill(self.view[:count], address, anonymous=anonymous, readable=readable):
+                self.put(count, at)
+            at += count
+            if readable:
+                self.copied.size_bytes = at
 
     def _last_page(self, segment: elf.Segment, at: int) -> "tuple[bytes, int]":
         """Return the last bytes of this segment that the kernel has sent, up to a page, and their address."""

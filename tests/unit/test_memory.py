@@ -172,11 +172,26 @@ def test_memory_that_cannot_be_read_has_the_kernel_s_dump_taken(
 def test_one_that_is_killed_meanwhile_is_said_to_be_cut(
     spool: Spool, tmp_path: Path, process: _Process, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    answers = iter([True, False])
+    answers = iter([True, False] * 2)
     monkeypatch.setattr(Memory, "is_whole", lambda self: next(answers))
-    copied, _unread = _copy(spool, process.core(), tmp_path / "core", process.proc)
-    assert copied.reason == "cut-short"
+    core = process.core()
+    copied, _unread = _copy(spool, core, tmp_path / "core", process.proc)
+    assert (copied.reason, copied.size_bytes) == ("cut-short", len(core))
     assert "killed" in copied.detail
+
+    whole, left = Memory.fill, iter([True] * 10)
+
+    def goes(*arguments: object, **keywords: object) -> bool:
+        if not next(left, False):
+            raise Unreadable("it is gone")
+        return whole(*arguments, **keywords)  # type: ignore[arg-type]  # as it is called
+
+    monkeypatch.setattr(Memory, "fill", goes)
+    copied, _unread = _copy(spool, core, tmp_path / "other", process.proc)
+    assert copied.reason == "cut-short"
+    kept = (tmp_path / "other").read_bytes()
+    assert 9 * _MIB < len(kept) < 12 * _MIB, "what had been read by then is kept"
+    assert core.startswith(kept)
 
 
 @pytest.mark.usefixtures("dumping")

@@ -1,6 +1,6 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: Apache-2.0
-"""A process with memory of every kind that a core has, which then crashes: patchwork.py SCRATCH-FILE"""
+"""A process with memory of every kind that a core has, which then crashes: patchwork.py SCRATCH-FILE [hidden]"""
 
 import ctypes
 import mmap
@@ -41,7 +41,8 @@ def main() -> None:
         sparse[at : at + 8] = b"touched!"
     hidden = mmap.mmap(-1, 2 * _MIB, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     hidden[:] = chance.randbytes(len(hidden))
-    _call(_LIBC.mprotect(ctypes.c_void_p(_address(hidden)), ctypes.c_size_t(_MIB), _PROT_NONE))
+    if sys.argv[2:] == ["hidden"]:
+        _call(_LIBC.mprotect(ctypes.c_void_p(_address(hidden)), ctypes.c_size_t(_MIB), _PROT_NONE))
     huge = mmap.mmap(-1, 8 * _MIB, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     huge.madvise(_MADV_HUGEPAGE)
     huge[3 * _MIB : 5 * _MIB] = chance.randbytes(2 * _MIB)
