@@ -56,7 +56,7 @@ test-system:
 	$(PYTHON) -m pytest tests/system
 
 bench:
-	@tools/need $(DEMO_NEEDS)
+	@tools/need $(SYSTEM_NEEDS)
 	$(PYTHON) -m tests.bench.run
 
 generate:

@@ -19,9 +19,11 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import sys
 import time
+from contextlib import suppress
 
 _STORM = 200
 _BIG_BYTES = 1 << 30
@@ -29,6 +31,8 @@ _PAGE_BYTES = 4096
 _NON_ZERO_OF_25 = 11
 _REST_SECONDS = 600.0
 _SLICE = "/sys/fs/cgroup/coresnap.slice"
+_LOOK_SECONDS = 0.3
+_STACK_KIB = 16
 
 
 def main() -> int:
@@ -79,9 +83,56 @@ def single() -> dict[str, object]:
 
 
 def storm() -> dict[str, object]:
-    """Crash many small processes at once."""
+    """Crash many small processes at once; tell as well what memory coresnap has at most meanwhile."""
     pids = [_start(["/usr/bin/sleep", "1000"]) for _ in range(_STORM)]
-    return _end_of({pid: _kill(pid) for pid in pids})
+    read_fd, write_fd = os.pipe()
+    stop_fd, stopped_fd = os.pipe()
+    sampler = os.fork()
+    if sampler == 0:
+        os.close(stopped_fd)
+        os.write(write_fd, json.dumps(_most_memory(stop_fd)).encode())
+        os._exit(0)
+    os.close(write_fd)
+    result = _end_of({pid: _kill(pid) for pid in pids})
+    os.close(stopped_fd)
+    with os.fdopen(read_fd) as file:
+        result["memory"] = json.load(file)
+    os.waitpid(sampler, 0)
+    return result
+
+
+def _most_memory(stop_fd: int) -> dict[str, int]:
+    """Return the most bytes at any look: of the slice with its page cache, without, of the helpers, of both without; helpers."""
+    most = {"slice": 0, "slice_anonymous": 0, "helpers": 0, "together": 0, "live": 0}
+    while not select.select([stop_fd], [], [], _LOOK_SECONDS)[0]:
+        with suppress(OSError):
+            with open(f"{_SLICE}/memory.current", encoding="ascii") as file:
+                current = int(file.read())
+            with open(f"{_SLICE}/memory.stat", encoding="ascii") as file:
+                stat = dict(line.split() for line in file)
+            helpers = _helpers()
+            anonymous = current - int(stat["file"])
+            now = {"slice": current, "slice_anonymous": anonymous, "helpers": sum(helpers), "live": len(helpers)}
+            now["together"] = anonymous + sum(helpers)
+            most = {name: max(value, now[name]) for name, value in most.items()}
+    return most
+
+
+def _helpers() -> list[int]:
+    """Return what each live helper has for itself: its anonymous memory, its page tables, its kernel stack."""
+    found = []
+    for name in os.listdir("/proc"):
+        with suppress(OSError):
+            if not name.isdigit():
+                continue
+            with open(f"/proc/{name}/comm", encoding="utf-8", errors="replace") as file:
+                if file.read() != "archive\n":
+                    continue
+            with open(f"/proc/{name}/status", encoding="utf-8", errors="replace") as file:
+                status = dict(line.split(":", 1) for line in file if ":" in line)
+            kib = sum(int(status[field].split()[0]) for field in ("RssAnon", "VmPTE") if field in status)
+            found.append((kib + _STACK_KIB) << 10)
+    return found
 
 
 def big() -> dict[str, object]:
