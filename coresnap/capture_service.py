@@ -34,7 +34,6 @@ import gc
 import os
 import signal
 import socket
-import struct
 import sys
 import time
 
@@ -46,17 +45,16 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import NoReturn
 
-from coresnap.capture import handover
 from coresnap.capture.aftermath import lose, spool_or_none, sweep_after
 from coresnap.capture.board import CAPTURES, FREE, WAITS, Taken, open_board
 from coresnap.capture.capture import Capture
 from coresnap.capture.finish import finish
-from coresnap.capture.handover import HandedOver
+from coresnap.capture.handed_over import from_archive
 from coresnap.capture.kernel_socket import KernelSocket, victim_of
 from coresnap.capture.resident import ResidentReader
-from coresnap.capture.source import Source
+from coresnap.capture.source import Source, Withdrawn
 from coresnap.capture.tell import tell
-from coresnap.capture.victim import Victim, from_core_pattern
+from coresnap.capture.victim import Victim
 from coresnap.ground import flat, notify, program
 from coresnap.ground.errors import BadInput, CoresnapError, Refused
 from coresnap.ground.listen import listen_fds
@@ -66,7 +64,6 @@ from coresnap.spool import stages
 from coresnap.spool.stages import machine_s_root
 
 _PR_SET_DUMPABLE = 4
-_PEER = struct.Struct("=iII")
 
 
 #: Workers that wait for a crash; one more than one, so that none has to be forked while a process is held.
@@ -244,6 +241,8 @@ class Service:
         try:
             connection.setblocking(True)
             self._capture(place, name, connection, started_nsec, reader)
+        except Withdrawn:
+            pass
         except _Lost as lost:
             self._put_on_record(lost)
         except BadInput as error:
@@ -271,7 +270,7 @@ class Service:
                     return
                 self.board.name(place, victim)
             else:
-                victim, source, proc, started_nsec = _from_archive(connection, fds)
+                victim, source, proc, started_nsec = from_archive(connection, fds)
             if victim.pidfd is not None and victim.pidfd not in fds:
                 fds.append(victim.pidfd)
             capture = Capture(settings, victim, source.transport, started_nsec, self.within)
@@ -293,25 +292,6 @@ def _from_kernel(connection: socket.socket) -> tuple[Victim, KernelSocket, str]:
         return victim, KernelSocket(connection), f"/proc/{victim.pid}"
     except (BadInput, OSError) as error:
         raise _Lost(victim, str(error)) from error
-
-
-def _from_archive(connection: socket.socket, fds: list[int]) -> tuple[Victim, Source, str, int]:
-    """Take what archive hands over, its descriptors into `fds`. Raises BadInput where it is not archive, or not root."""
-    peer = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
-    _pid, uid, _gid = _PEER.unpack(peer)
-    if uid not in (0, os.geteuid()):
-        raise BadInput(f"user {uid} at the hand-over socket")
-    message, passed, _flags, _address = socket.recv_fds(connection, handover.LIMIT_BYTES, handover.FDS_MAX)
-    fds += passed
-    known = handover.read(message)
-    if known is None or len(fds) < 2:
-        raise BadInput("what came over the hand-over socket is not archive's")
-    started_nsec, arguments = known
-    for fd in fds:
-        os.set_inheritable(fd, False)
-    victim = from_core_pattern(arguments)
-    victim.pidfd = fds[2] if len(fds) > 2 else None
-    return victim, HandedOver(fds[0], connection), f"/proc/self/fd/{fds[1]}", started_nsec
 
 
 def _never_dump_core() -> None:

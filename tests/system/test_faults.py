@@ -71,7 +71,7 @@ def _victim(guest: Machine) -> int:
 
 
 @contextmanager
-def _in_mid_copy(guest: Machine, mebibytes: int = 300) -> Iterator[str]:
+def _in_mid_copy(guest: Machine, mebibytes: int = 160) -> Iterator[str]:
     """Have a big core stand still in the middle of its copy, then let it go on; yield the number of what copies it."""
     guest.sh(
         f'{_big(mebibytes)}; until p=$({_COPIER}) && [ -n "$p" ]; do sleep 0.02; done; kill -STOP $p; echo $p > /root/copier'
@@ -121,7 +121,7 @@ def test_a_worker_killed_in_mid_copy(clean: Machine) -> None:
     until(clean, f"[ ! -d /proc/{pid} ]")
     record = _ours(clean, pid)
     assert record["core"]["truncated"]["reason"] == "interrupted"
-    assert 0 < record["core"]["size_bytes"] < 300 << 20
+    assert 0 < record["core"]["size_bytes"] < 160 << 20
     all_committed(clean)
     assert "SIGSEGV" in clean.run("coresnap", "why", str(pid)).stdout
 
