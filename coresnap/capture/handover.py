@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The hand-over: archive, started by the kernel for one crash, gives it to the resident capture service and is gone.
 
-One packet over an AF_UNIX socket, SOCK_SEQPACKET: HEADER, CLOCK_MONOTONIC at archive's start in nanoseconds, and archive's
+Packets over an AF_UNIX socket, SOCK_SEQPACKET. A worker of the service that has accepted the connection says READY, one byte;
+before that archive sends nothing: a descriptor that lies in a queue holds the process, and cannot be called back. Then archive
+sends HEADER, CLOCK_MONOTONIC at archive's start in nanoseconds, and archive's
 arguments, each after a NUL byte; with it the descriptors of the core's pipe, of /proc/PID and, where the kernel gave one,
 of the process (a pidfd). The service answers TAKEN, one byte, just before it reads the core. Until then archive keeps its
 descriptors and may take the crash back, by shutting its end for reading: an answer arrives before that, or it fails.
@@ -19,7 +21,8 @@ if TYPE_CHECKING:
     import socket
 
 PATH = "/run/coresnap/handover"
-HEADER = b"coresnap-handover 1"
+HEADER = b"coresnap-handover 2"
+READY = b"?"
 TAKEN = b"+"
 LIMIT_BYTES = 4096
 FDS_MAX = 3
@@ -40,8 +43,10 @@ def offer(path: str, started_nsec: int, arguments: "list[str]", fds: "list[int]"
     try:
         connection.setblocking(False)  # a full queue is no place to wait in
         connection.connect(path)
-        connection.sendmsg([message], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights)])
         connection.settimeout(wait_msec / 1000)
+        if connection.recv(1) != READY:
+            return False
+        connection.sendmsg([message], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights)])
         try:
             return connection.recv(1) == TAKEN
         except TimeoutError:

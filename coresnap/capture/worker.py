@@ -7,23 +7,21 @@ import gc
 import os
 import select
 import socket
-import struct
 import time
 from collections.abc import Callable
 from contextlib import suppress
 
 import coresnap.capture.memory  # noqa: F401  # a large crash wants it while it is held
-from coresnap.capture import handover
 from coresnap.capture.aftermath import lose, spool_or_none
 from coresnap.capture.board import CAPTURES, WAITS, Board
 from coresnap.capture.capture import Capture
 from coresnap.capture.finish import finish
-from coresnap.capture.handover import HandedOver
+from coresnap.capture.handed_over import from_archive
 from coresnap.capture.kernel_socket import KernelSocket, victim_of
 from coresnap.capture.resident import ResidentReader
-from coresnap.capture.source import Gone, Source
+from coresnap.capture.source import Gone, Source, Withdrawn
 from coresnap.capture.tell import tell
-from coresnap.capture.victim import Victim, from_core_pattern
+from coresnap.capture.victim import Victim
 from coresnap.ground import flat
 from coresnap.ground.errors import BadInput, CoresnapError
 from coresnap.ground.log import Log
@@ -32,7 +30,6 @@ from coresnap.ground.log import Log
 WAITING = 2
 #: A worker serves so many crashes; what they may have left behind in it ends with it.
 _CRASHES_MOST = 256
-_PEER = struct.Struct("=iII")
 
 
 class _Lost(CoresnapError):
@@ -108,6 +105,8 @@ class Worker:
         try:
             connection.setblocking(True)
             self._capture(name, connection, started_nsec, reader, is_probe)
+        except Withdrawn:
+            pass  # archive captures it
         except _Lost as lost:
             self._put_on_record(lost)
         except BadInput as error:
@@ -140,7 +139,7 @@ class Worker:
                     return
                 self.board.name(self.place, victim)
             else:
-                victim, source, proc, started_nsec = _from_archive(connection, fds)
+                victim, source, proc, started_nsec = from_archive(connection, fds)
             if victim.pidfd is not None and victim.pidfd not in fds:
                 fds.append(victim.pidfd)
             capture = Capture(settings, victim, source.transport, started_nsec, self.within)
@@ -164,22 +163,3 @@ def _from_kernel(connection: socket.socket) -> tuple[Victim, KernelSocket, str]:
         raise _Lost(victim, "empty", str(error)) from error
     except (BadInput, OSError) as error:
         raise _Lost(victim, "internal", str(error)) from error
-
-
-def _from_archive(connection: socket.socket, fds: list[int]) -> tuple[Victim, Source, str, int]:
-    """Take what archive hands over, its descriptors into `fds`. Raises BadInput where it is not archive, or not root."""
-    peer = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
-    _pid, uid, _gid = _PEER.unpack(peer)
-    if uid not in (0, os.geteuid()):
-        raise BadInput(f"user {uid} at the hand-over socket")
-    message, passed, _flags, _address = socket.recv_fds(connection, handover.LIMIT_BYTES, handover.FDS_MAX)
-    fds += passed
-    known = handover.read(message)
-    if known is None or len(fds) < 2:
-        raise BadInput("what came over the hand-over socket is not archive's")
-    started_nsec, arguments = known
-    for fd in fds:
-        os.set_inheritable(fd, False)
-    victim = from_core_pattern(arguments)
-    victim.pidfd = fds[2] if len(fds) > 2 else None
-    return victim, HandedOver(fds[0], connection), f"/proc/self/fd/{fds[1]}", started_nsec

@@ -119,6 +119,27 @@ def test_a_crash_that_is_taken_back_is_neither_captured_twice_nor_recorded(
     assert site.ledger() == []
 
 
+def test_what_waits_for_a_stuck_service_is_not_held_by_it(tmp_path: Path, site: Site) -> None:
+    read_fd, write_fd = os.pipe()
+    proc_fd = os.open("/proc/self", os.O_RDONLY | os.O_DIRECTORY)
+    with _service(site, tmp_path) as (process, path):
+        whole = [process.pid, *_children(process.pid)]
+        for pid in whole:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            assert not handover.offer(path, time.monotonic_ns(), [str(os.getpid())], [read_fd, proc_fd], 200)
+            os.close(read_fd)
+            with pytest.raises(BrokenPipeError):
+                os.write(write_fd, b"\x7fELF")
+        finally:
+            for pid in whole:
+                os.kill(pid, signal.SIGCONT)
+    os.close(write_fd)
+    os.close(proc_fd)
+    assert site.stages() == []
+    assert site.ledger() == []
+
+
 def test_no_service_is_no_error(tmp_path: Path) -> None:
     assert not handover.offer(str(tmp_path / "none"), 1, ["1"], [0], _WAIT_MSEC)
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as full:
@@ -199,14 +220,15 @@ def test_without_sockets_it_says_so(site: Site) -> None:
     assert "coresnap-archive.socket" in done.stderr
 
 
-@pytest.mark.parametrize("message", [b"", b"x", b"coresnap-handover 1", b"coresnap-handover 1\0x\0", b"\0" * 4096])
+@pytest.mark.parametrize("message", [b"", b"x", handover.HEADER, handover.HEADER + b"\0x\0", b"\0" * 4096])
 def test_what_is_no_handover_is_refused(tmp_path: Path, site: Site, message: bytes) -> None:
     with (
         _service(site, tmp_path) as (_process, path),
         socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as client,
     ):
         client.connect(path)
-        client.send(message)
         client.settimeout(30)
+        assert client.recv(1) == handover.READY
+        client.send(message)
         assert client.recv(1) == b""
     assert json.dumps(site.ledger()) == "[]"

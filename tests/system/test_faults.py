@@ -71,7 +71,7 @@ def _victim(guest: Machine) -> int:
 
 
 @contextmanager
-def _in_mid_copy(guest: Machine, mebibytes: int = 300) -> Iterator[str]:
+def _in_mid_copy(guest: Machine, mebibytes: int = 160) -> Iterator[str]:
     """Have a big core stand still in the middle of its copy, then let it go on; yield the number of what copies it."""
     guest.sh(
         f'{_big(mebibytes)}; until p=$({_COPIER}) && [ -n "$p" ]; do sleep 0.02; done; kill -STOP $p; echo $p > /root/copier'
@@ -93,7 +93,7 @@ def _ours(guest: Machine, pid: int) -> dict[str, Any]:
 
 
 def _assert_whole(guest: Machine, count: int) -> None:
-    """All dumps are delivered, and the latest `count` of them have whole cores."""
+    """There are so many dumps, all of them are delivered, and have whole cores."""
     all_committed(guest)
     found: dict[str, bool] = json.loads(guest.run("python3", "-c", _WHOLE, _ROOT, seconds=600).stdout)
     assert len(found) == count
@@ -121,7 +121,7 @@ def test_a_worker_killed_in_mid_copy(clean: Machine) -> None:
     until(clean, f"[ ! -d /proc/{pid} ]")
     record = _ours(clean, pid)
     assert record["core"]["truncated"]["reason"] == "interrupted"
-    assert 0 < record["core"]["size_bytes"] < 300 << 20
+    assert 0 < record["core"]["size_bytes"] < 160 << 20
     all_committed(clean)
     assert "SIGSEGV" in clean.run("coresnap", "why", str(pid)).stdout
 
@@ -190,7 +190,7 @@ def test_the_service_is_restarted_in_mid_copy_under_a_storm(clean: Machine) -> N
     with _in_mid_copy(clean) as copier:
         clean.sh(
             f"for i in 1 2 3 4 5 6 7 8 9 10; do ({CRASH}) & done\n"
-            f"systemctl restart --no-block {_SERVICE}; sleep 1\n"
+            f"systemctl restart --no-block {_SERVICE}; until systemctl is-active {_SERVICE} | grep -q deactivating; do :; done\n"
             f"for i in 1 2 3 4 5 6 7 8 9 10; do ({CRASH}) & done\n"
             f"kill -CONT {copier}; wait",
             seconds=600,
@@ -234,10 +234,10 @@ def test_the_clock_is_set_back_and_forward(clean: Machine) -> None:
         clean.sh("date -s '1 day'")
         clean.sh(CRASH)
     _assert_whole(clean, 6)
-    assert [loss for loss in lost(clean) if loss["time_usec"] > 1 << 60] == []
-    clean.sh(
-        "systemctl is-active coresnap-pending.path coresnap-sending.path coresnap-rescue.timer coresnap-purge.timer"
-    )
+    units = "coresnap-pending.path coresnap-sending.path coresnap-rescue.timer coresnap-purge.timer"
+    assert clean.sh(f"systemctl is-active {units}").stdout == "active\n" * 4
+    for timer in ("coresnap-rescue.timer", "coresnap-purge.timer"):
+        assert clean.sh(f"systemctl show -P NextElapseUSecMonotonic {timer}").stdout.strip() not in ("", "infinity")
 
 
 @contextmanager
