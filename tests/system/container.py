@@ -17,6 +17,7 @@ import socket
 import subprocess
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from tests.system.booted import Booted, Done, GuestError
@@ -45,7 +46,7 @@ trap : TERM
 status=133
 while [ $status = 133 ]; do  # it has asked for a reboot
     status=0
-    setpriv --pdeathsig TERM "$@" --directory=root systemd.show_status=no systemd.journald.forward_to_console=1 || status=$?
+    setpriv --pdeathsig TERM "$@" --directory=root || status=$?
 done
 exit $status
 """
@@ -75,7 +76,7 @@ class Container(Booted):
         self._notices.bind(str(self.directory / "notify"))
         environment = {**_ENVIRONMENT, "NOTIFY_SOCKET": str(self.directory / "notify")}
         argv = ["systemd-nspawn", "--boot", "--quiet", f"--machine={self.name}", "--register=no", "--notify-ready=yes"]
-        argv += ["--private-network", "--link-journal=no", "--console=read-only"]
+        argv += ["--private-network", "--link-journal=no", "--console=pipe"]
         if not Path("/run/systemd/system").exists():
             # Without a manager to ask for one, it gets a control group from here.
             argv.append("--keep-unit")
@@ -124,6 +125,17 @@ class Container(Booted):
 
     def run(self, *argv: str, stdin: bytes = b"", seconds: float = 120, check: bool = True) -> Done:
         """Run a command in the container. Raises GuestError where it fails (with `check`), or takes too long."""
+        try:
+            ended = self._run(argv, stdin, seconds)
+            status, stdout, stderr = ended.returncode, ended.stdout, ended.stderr
+        except subprocess.TimeoutExpired as late:
+            status, stdout, stderr = TIMED_OUT, late.stdout or b"", late.stderr or b""
+        done = Done(list(argv), status, stdout.decode("utf-8", "replace"), stderr.decode("utf-8", "replace"))
+        if status == TIMED_OUT or (check and status):
+            raise self.failed(done)
+        return done
+
+    def _run(self, argv: Sequence[str], stdin: bytes, seconds: float) -> subprocess.CompletedProcess[bytes]:
         enter = [
             "nsenter",
             f"--target={self._leader}",
@@ -135,17 +147,17 @@ class Container(Booted):
             "KILL",
             "--",
         ]
+        return subprocess.run(
+            [*enter, *argv], input=stdin, capture_output=True, timeout=seconds, env=_ENVIRONMENT, check=False
+        )
+
+    def console_tail(self) -> str:
+        """Return the last lines of the console, which has little, and of the journal, which can be read without its daemon."""
         try:
-            ended = subprocess.run(
-                [*enter, *argv], input=stdin, capture_output=True, timeout=seconds, env=_ENVIRONMENT, check=False
-            )
-            status, stdout, stderr = ended.returncode, ended.stdout, ended.stderr
-        except subprocess.TimeoutExpired as late:
-            status, stdout, stderr = TIMED_OUT, late.stdout or b"", late.stderr or b""
-        done = Done(list(argv), status, stdout.decode("utf-8", "replace"), stderr.decode("utf-8", "replace"))
-        if status == TIMED_OUT or (check and status):
-            raise self.failed(done)
-        return done
+            journal = self._run(["journalctl", "--no-pager", "-n", "40"], b"", 20).stdout.decode("utf-8", "replace")
+        except subprocess.TimeoutExpired:
+            journal = ""
+        return f"{super().console_tail()}\njournal:\n{journal}"
 
     def reboot(self) -> None:
         """Shut the container down as an administrator does, and start it again."""
