@@ -63,7 +63,6 @@ class Container(Booted):
         self.console = self.directory / "console.log"
         self._leader: int | None = None
         self._nspawn: subprocess.Popen[bytes] | None = None
-        self._notices = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._groups: list[Path] = []
         try:
             self._boot()
@@ -73,7 +72,6 @@ class Container(Booted):
 
     def _boot(self) -> None:
         (self.directory / "mnt").mkdir()
-        self._notices.bind(str(self.directory / "notify"))
         environment = {**_ENVIRONMENT, "NOTIFY_SOCKET": str(self.directory / "notify")}
         argv = ["systemd-nspawn", "--boot", "--quiet", f"--machine={self.name}", "--register=no", "--notify-ready=yes"]
         argv += ["--private-network", "--link-journal=no", "--console=pipe"]
@@ -84,6 +82,7 @@ class Container(Booted):
             self._groups = [Path(mount) / self.name for mount in _hierarchies()]
             for group in self._groups:
                 group.mkdir()
+        notices = self._listen()
         groups = " ".join(map(str, self._groups))
         start = ["sh", "-euc", _START, "start", str(self.directory), str(self.image.disk), groups]
         # It does not outlive the tests, however those end.
@@ -97,9 +96,17 @@ class Container(Booted):
                 env=environment,
                 start_new_session=True,
             )
-        self._wait_until_up()
+        self._wait_until_up(notices)
 
-    def _wait_until_up(self) -> None:
+    def _listen(self) -> socket.socket:
+        """Return the socket that nspawn tells of a boot. Unread it must not stay: nspawn would wait, and PID 1 for nspawn."""
+        path = self.directory / "notify"
+        path.unlink(missing_ok=True)
+        notices = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        notices.bind(str(path))
+        return notices
+
+    def _wait_until_up(self, notices: socket.socket) -> None:
         """Wait for a PID 1 that is another one than before, and for it to have started all."""
         assert self._nspawn is not None
         before, deadline = self._leader, time.monotonic() + _BOOT_SECONDS
@@ -107,11 +114,9 @@ class Container(Booted):
         try:
             ready = False
             while not ready or self._leader == before:
-                readable, _, _ = select.select(
-                    [self._notices.fileno(), ended], [], [], max(0, deadline - time.monotonic())
-                )
-                if self._notices.fileno() in readable:
-                    lines = self._notices.recv(4096).decode().splitlines()
+                readable, _, _ = select.select([notices.fileno(), ended], [], [], max(0, deadline - time.monotonic()))
+                if notices.fileno() in readable:
+                    lines = notices.recv(4096).decode().splitlines()
                     ready = ready or "READY=1" in lines
                     leaders = [line.partition("=")[2] for line in lines if line.startswith("X_NSPAWN_LEADER_PID=")]
                     if leaders:
@@ -120,6 +125,7 @@ class Container(Booted):
                     raise GuestError(f"the container {'ended' if readable else 'is not up'}\n{self.console_tail()}")
         finally:
             os.close(ended)
+            notices.close()
         # `running` or `degraded`: a unit of no concern here may have failed.
         self.run("systemctl", "is-system-running", "--wait", seconds=deadline - time.monotonic(), check=False)
 
@@ -161,8 +167,9 @@ class Container(Booted):
 
     def reboot(self) -> None:
         """Shut the container down as an administrator does, and start it again."""
+        notices = self._listen()
         self.run("systemctl", "--no-block", "reboot", check=False)
-        self._wait_until_up()
+        self._wait_until_up(notices)
 
     def close(self) -> None:
         """End the container, and remove what it has written."""
@@ -171,7 +178,6 @@ class Container(Booted):
         for group in self._groups:
             for directory, _names, _files in os.walk(group, topdown=False):
                 os.rmdir(directory)
-        self._notices.close()
         shutil.rmtree(self.directory, ignore_errors=True)
 
     def _end(self, nspawn: subprocess.Popen[bytes]) -> None:
