@@ -12,6 +12,8 @@ from tests.system.machine import Machine
 
 _PIPE = f"|/usr/local/lib/coresnap/archive {CORE_PATTERN}"
 _SOCKET = "@@/run/coresnap/kernel"
+#: `make smoke` boots the oldest and the newest.
+SUITES = ["bookworm", pytest.param("trixie", marks=pytest.mark.long), "forky"]
 
 
 def _prepare(machine: Machine, pattern: str) -> None:
@@ -35,7 +37,7 @@ def guest(request: pytest.FixtureRequest) -> Iterator[Machine]:
         yield machine
 
 
-@pytest.fixture(scope="module", params=["bookworm", "forky"])
+@pytest.fixture(scope="module", params=SUITES)
 def served(request: pytest.FixtureRequest) -> Iterator[tuple[Machine, str]]:
     """Boot a guest in which the capture service gets the crashes; yield it, and over what it gets them."""
     transport = "socket" if request.param == "forky" else "handover"
@@ -49,7 +51,7 @@ def served(request: pytest.FixtureRequest) -> Iterator[tuple[Machine, str]]:
         yield machine, transport
 
 
-@pytest.fixture(scope="module", params=["bookworm", "forky"])
+@pytest.fixture(scope="module", params=SUITES)
 def enabled(request: pytest.FixtureRequest) -> Iterator[Machine]:
     """Boot a guest with another collector in force, install coresnap there and enable it: what an administrator does."""
     with Machine(request.param) as machine:

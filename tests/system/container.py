@@ -17,6 +17,7 @@ import socket
 import subprocess
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from tests.system.booted import Booted, Done, GuestError
@@ -45,7 +46,7 @@ trap : TERM
 status=133
 while [ $status = 133 ]; do  # it has asked for a reboot
     status=0
-    setpriv --pdeathsig TERM "$@" --directory=root systemd.show_status=no systemd.journald.forward_to_console=1 || status=$?
+    setpriv --pdeathsig TERM "$@" --directory=root || status=$?
 done
 exit $status
 """
@@ -62,7 +63,6 @@ class Container(Booted):
         self.console = self.directory / "console.log"
         self._leader: int | None = None
         self._nspawn: subprocess.Popen[bytes] | None = None
-        self._notices = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._groups: list[Path] = []
         try:
             self._boot()
@@ -72,10 +72,9 @@ class Container(Booted):
 
     def _boot(self) -> None:
         (self.directory / "mnt").mkdir()
-        self._notices.bind(str(self.directory / "notify"))
         environment = {**_ENVIRONMENT, "NOTIFY_SOCKET": str(self.directory / "notify")}
         argv = ["systemd-nspawn", "--boot", "--quiet", f"--machine={self.name}", "--register=no", "--notify-ready=yes"]
-        argv += ["--private-network", "--link-journal=no", "--console=read-only"]
+        argv += ["--private-network", "--link-journal=no", "--console=pipe"]
         if not Path("/run/systemd/system").exists():
             # Without a manager to ask for one, it gets a control group from here.
             argv.append("--keep-unit")
@@ -83,6 +82,7 @@ class Container(Booted):
             self._groups = [Path(mount) / self.name for mount in _hierarchies()]
             for group in self._groups:
                 group.mkdir()
+        notices = self._listen()
         groups = " ".join(map(str, self._groups))
         start = ["sh", "-euc", _START, "start", str(self.directory), str(self.image.disk), groups]
         # It does not outlive the tests, however those end.
@@ -96,9 +96,17 @@ class Container(Booted):
                 env=environment,
                 start_new_session=True,
             )
-        self._wait_until_up()
+        self._wait_until_up(notices)
 
-    def _wait_until_up(self) -> None:
+    def _listen(self) -> socket.socket:
+        """Return the socket that nspawn tells of a boot. Unread it must not stay: nspawn would wait, and PID 1 for nspawn."""
+        path = self.directory / "notify"
+        path.unlink(missing_ok=True)
+        notices = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        notices.bind(str(path))
+        return notices
+
+    def _wait_until_up(self, notices: socket.socket) -> None:
         """Wait for a PID 1 that is another one than before, and for it to have started all."""
         assert self._nspawn is not None
         before, deadline = self._leader, time.monotonic() + _BOOT_SECONDS
@@ -106,11 +114,9 @@ class Container(Booted):
         try:
             ready = False
             while not ready or self._leader == before:
-                readable, _, _ = select.select(
-                    [self._notices.fileno(), ended], [], [], max(0, deadline - time.monotonic())
-                )
-                if self._notices.fileno() in readable:
-                    lines = self._notices.recv(4096).decode().splitlines()
+                readable, _, _ = select.select([notices.fileno(), ended], [], [], max(0, deadline - time.monotonic()))
+                if notices.fileno() in readable:
+                    lines = notices.recv(4096).decode().splitlines()
                     ready = ready or "READY=1" in lines
                     leaders = [line.partition("=")[2] for line in lines if line.startswith("X_NSPAWN_LEADER_PID=")]
                     if leaders:
@@ -119,11 +125,23 @@ class Container(Booted):
                     raise GuestError(f"the container {'ended' if readable else 'is not up'}\n{self.console_tail()}")
         finally:
             os.close(ended)
+            notices.close()
         # `running` or `degraded`: a unit of no concern here may have failed.
         self.run("systemctl", "is-system-running", "--wait", seconds=deadline - time.monotonic(), check=False)
 
     def run(self, *argv: str, stdin: bytes = b"", seconds: float = 120, check: bool = True) -> Done:
         """Run a command in the container. Raises GuestError where it fails (with `check`), or takes too long."""
+        try:
+            ended = self._run(argv, stdin, seconds)
+            status, stdout, stderr = ended.returncode, ended.stdout, ended.stderr
+        except subprocess.TimeoutExpired as late:
+            status, stdout, stderr = TIMED_OUT, late.stdout or b"", late.stderr or b""
+        done = Done(list(argv), status, stdout.decode("utf-8", "replace"), stderr.decode("utf-8", "replace"))
+        if status == TIMED_OUT or (check and status):
+            raise self.failed(done)
+        return done
+
+    def _run(self, argv: Sequence[str], stdin: bytes, seconds: float) -> subprocess.CompletedProcess[bytes]:
         enter = [
             "nsenter",
             f"--target={self._leader}",
@@ -135,22 +153,23 @@ class Container(Booted):
             "KILL",
             "--",
         ]
+        return subprocess.run(
+            [*enter, *argv], input=stdin, capture_output=True, timeout=seconds, env=_ENVIRONMENT, check=False
+        )
+
+    def console_tail(self) -> str:
+        """Return the last lines of the console, which has little, and of the journal, which can be read without its daemon."""
         try:
-            ended = subprocess.run(
-                [*enter, *argv], input=stdin, capture_output=True, timeout=seconds, env=_ENVIRONMENT, check=False
-            )
-            status, stdout, stderr = ended.returncode, ended.stdout, ended.stderr
-        except subprocess.TimeoutExpired as late:
-            status, stdout, stderr = TIMED_OUT, late.stdout or b"", late.stderr or b""
-        done = Done(list(argv), status, stdout.decode("utf-8", "replace"), stderr.decode("utf-8", "replace"))
-        if status == TIMED_OUT or (check and status):
-            raise self.failed(done)
-        return done
+            journal = self._run(["journalctl", "--no-pager", "-n", "40"], b"", 20).stdout.decode("utf-8", "replace")
+        except subprocess.TimeoutExpired:
+            journal = ""
+        return f"{super().console_tail()}\njournal:\n{journal}"
 
     def reboot(self) -> None:
         """Shut the container down as an administrator does, and start it again."""
+        notices = self._listen()
         self.run("systemctl", "--no-block", "reboot", check=False)
-        self._wait_until_up()
+        self._wait_until_up(notices)
 
     def close(self) -> None:
         """End the container, and remove what it has written."""
@@ -159,7 +178,6 @@ class Container(Booted):
         for group in self._groups:
             for directory, _names, _files in os.walk(group, topdown=False):
                 os.rmdir(directory)
-        self._notices.close()
         shutil.rmtree(self.directory, ignore_errors=True)
 
     def _end(self, nspawn: subprocess.Popen[bytes]) -> None:
