@@ -12,7 +12,7 @@ VENV_NEEDS := python3-venv python3-dev gcc libc6-dev libsystemd-dev pkg-config
 SYSTEM_NEEDS := $(DEMO_NEEDS) python3-pytest qemu-system-x86 qemu-utils mmdebstrap e2fsprogs systemd-container mount util-linux
 LINT_NEEDS := $(VENV_NEEDS) shellcheck
 
-.PHONY: help demo test test-venv smoke test-system check lint bench generate install clean
+.PHONY: help demo test test-venv smoke test-system proof check lint bench generate install clean
 
 help:
 	@echo 'make demo       a real program crashes; its dump goes all the way to a store'
@@ -20,6 +20,7 @@ help:
 	@echo 'make test-venv  the same in a virtual environment from PyPI'
 	@echo 'make smoke      the shorter tests in virtual machines with kernels of their own (minutes; root)'
 	@echo 'make test-system  all tests in virtual machines with kernels of their own (tens of minutes; root)'
+	@echo 'make proof      the long run: power cuts again and again, crashes by the thousand (hours; root)'
 	@echo 'make check      lint, types, generated files, and make test'
 	@echo 'make bench      the figures of docs/benchmarks.md'
 	@echo 'make generate   write the files that derive from tables again'
@@ -49,11 +50,15 @@ lint: $(VENV)/stamp
 
 smoke:
 	@tools/need $(SYSTEM_NEEDS)
-	$(PYTHON) -m pytest tests/system -m 'not long'
+	$(PYTHON) -m pytest tests/system -m 'not long and not proof'
 
 test-system:
 	@tools/need $(SYSTEM_NEEDS)
-	$(PYTHON) -m pytest tests/system
+	$(PYTHON) -m pytest tests/system -m 'not proof'
+
+proof:
+	@tools/need $(SYSTEM_NEEDS)
+	$(PYTHON) -m pytest tests/system -m proof
 
 bench:
 	@tools/need $(SYSTEM_NEEDS)

@@ -41,24 +41,25 @@ print(json.dumps(seen))
 """
 
 
-def _check(guest: Machine) -> dict[str, str]:
+def check_dumps(guest: Machine) -> dict[str, str]:
+    """Check every dump that is in a stage; return the stage of each."""
     found: dict[str, str] = json.loads(guest.run("python3", "-c", _CHECK).stdout)
     return found
 
 
 @pytest.mark.parametrize("seconds", [6.0, 9.5])
 def test_a_power_cut_loses_no_dump_that_was_in_a_stage(guest: Machine, seconds: float) -> None:
-    before = _check(guest)
+    before = check_dumps(guest)
     guest.sh("sync")
     guest.sh(_CRASHES + "\n" + _STAGES)
     time.sleep(seconds)
     guest.cut_power()
     guest.boot()
-    after = _check(guest)
+    after = check_dumps(guest)
     assert set(before) <= set(after)
     assert len(after) > len(before), "nothing had been captured when the power went"
     guest.sh("coresnapd --once", seconds=300)
-    done = _check(guest)
+    done = check_dumps(guest)
     assert set(after) <= set(done), "a dump is gone"
     assert set(done.values()) == {"committed"}
     assert guest.sh("ls -A /var/lib/coresnap/staging").stdout == ""

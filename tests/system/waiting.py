@@ -42,7 +42,7 @@ def dumps(guest: Booted) -> list[dict[str, Any]]:
 
 def lost(guest: Booted) -> list[dict[str, Any]]:
     """Return what the ledger has, newest first."""
-    done = guest.sh("coresnap why --json -n 1000", check=False)
+    done = guest.sh("coresnap why --json -n 100000", check=False)
     found: list[dict[str, Any]] = json.loads(done.stdout)
     return [entry for entry in found if not entry["kept"] and "reason" in entry]
 
