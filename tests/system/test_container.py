@@ -4,15 +4,18 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.crash import build
 from tests.system import backlog
 from tests.system.booted import GuestError
 from tests.system.conftest import SUITES
 from tests.system.container import Container
+from tests.system.debugged import frames
 from tests.system.waiting import dumps, until, with_lines
 
 _UNITS = "/usr/local/lib/systemd/system"
@@ -106,6 +109,14 @@ def test_what_comes_while_the_target_is_stopped_waits(container: Container, core
     assert backlog.in_stage(container, "pending")
     container.sh("systemctl start coresnap.target")
     backlog.wait_until_committed(container, uuids, 60)
+
+
+def test_both_debug_commands_open_a_compressed_core(container: Container, core: bytes) -> None:
+    container.put(build("crash").parent, "/usr/local/bin")
+    container.run("sh", "-c", "cat > /root/crashed", stdin=core)
+    uuid = container.sh("coresnap import --exe /usr/local/bin/crash /root/crashed").stdout.strip()
+    backlog.wait_until_committed(container, {uuid}, 30)
+    assert re.search(r"\bstore \(.* at .*crash\.c:\d+", frames(container, uuid)[0])
 
 
 @pytest.mark.parametrize("result", backlog.LIMITS)

@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import json
-import re
 
+from tests.system.debugged import frames
 from tests.system.machine import Machine
 from tests.system.waiting import CRASH, until
 
@@ -57,15 +57,9 @@ def test_coredumpctl_finds_it_after_it_has_moved(enabled: Machine) -> None:
 
 def test_both_debug_commands_open_a_compressed_core(enabled: Machine) -> None:
     (uuid,) = enabled.sh("ls /var/lib/coresnap/committed").stdout.split()
-    assert "core.zst" in enabled.run("ls", f"/var/lib/coresnap/committed/{uuid}").stdout.split()
-    theirs = enabled.sh("coredumpctl debug --debugger-arguments='-batch -ex bt' 2>/dev/null", seconds=300).stdout
-    ours = enabled.sh(f"coresnap debug {uuid[:8]} -- -batch -ex bt 2>/dev/null", seconds=300).stdout
-    for said in (theirs, ours):
-        assert "Program terminated with signal SIGSEGV" in said
-    frames = [[line for line in said.splitlines() if re.match(r"#\d+ +0x", line)] for said in (theirs, ours)]
-    assert "libc.so" in frames[0][0], "the crash is in a string function"
-    assert len(frames[0]) > 5
-    assert frames[0] == frames[1]
+    stack = frames(enabled, uuid)
+    assert "libc.so" in stack[0], "the crash is in a string function"
+    assert len(stack) > 5
 
 
 def test_the_core_s_name_goes_with_the_core(enabled: Machine) -> None:
