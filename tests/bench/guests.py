@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import shlex
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -57,15 +58,23 @@ def over_the_socket(_work: Path, runs: int) -> list[Figure]:
 def _measure(peer: _Peer, runs: int) -> list[Figure]:
     try:
         with _guest(peer) as guest:
-            patterns = _patterns(guest)
-            figures = [_held(guest, peer, runs, patterns)]
-            if peer.rejects:
-                figures.append(_reject(guest, peer, runs))
-            figures.append(_drain(guest, peer, runs))
-            figures.extend(_storm(guest, peer, min(runs, _STORMS)))
-            return figures
+            return [_told(figure) for figure in _figures(guest, peer, runs)]
     except (GuestError, OSError, subprocess.CalledProcessError) as error:
         raise Unmeasurable(str(error).splitlines()[0]) from error
+
+
+def _figures(guest: Machine, peer: _Peer, runs: int) -> Iterator[Figure]:
+    yield _held(guest, peer, runs, _patterns(guest))
+    if peer.rejects:
+        yield _reject(guest, peer, runs)
+    yield _drain(guest, peer, runs)
+    yield from _storm(guest, peer, min(runs, _STORMS))
+
+
+def _told(figure: Figure) -> Figure:
+    """Say that it has been taken: the next one may take many minutes."""
+    print(f"        taken: {figure.measure}: {figure.figure}", file=sys.stderr, flush=True)
+    return figure
 
 
 @contextmanager
