@@ -24,7 +24,7 @@ _CRASHES = Path(__file__).with_name("guest") / "crashes.py"
 _MEMORY_MIB = 4096
 _SETTINGS = ("kernel.core_pattern", "kernel.core_pipe_limit")
 _STORM = 200
-_STORMS = 3
+_STORMS = 2
 _MOST_BYTES = 512 << 20
 _TURN_SECONDS = 600
 _CONFIGURATION = "/etc/coresnap/coresnap.conf"
@@ -159,7 +159,7 @@ def _storm(guest: Machine, peer: _Peer, runs: int) -> list[Figure]:
     known, kept_before = _known(guest), _coredumpctl(guest)
     turns = _turns(guest, "storm", runs)
     told = _known(guest) - known
-    crashes = _STORM * (runs + 1)
+    crashes = _STORM * runs
     kept_by_peer = _coredumpctl(guest) - kept_before - told
     name = f"{_STORM} crashes at once, {peer.suite}"
     pairs = _pairs(turns)

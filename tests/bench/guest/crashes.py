@@ -7,7 +7,7 @@ SYNOPSIS
 
 DESCRIPTION
     Each FILE holds the settings of one collector, lines of sysctl.d(5); they are put in force before its turn and read
-    back after it. A turn begins when the machine is at rest. On standard output comes JSON: for each NAME a list of
+    back after it. A turn begins when the machine is at rest, and all but a storm have one to warm up. On standard output comes JSON: for each NAME a list of
     turns, each with the microseconds from the signal to what waitpid(2) tells, and whether there was a core.
 
     single  `sleep` gets SIGSEGV
@@ -40,12 +40,13 @@ def main() -> int:
     kind, runs, *collectors = sys.argv[1:]
     settings = dict(collector.split("=", 1) for collector in collectors)
     turns: dict[str, list[dict[str, object]]] = {name: [] for name in settings}
-    for turn in range(int(runs) + 1):
+    warm_up = int(kind != "storm")
+    for turn in range(int(runs) + warm_up):
         for name, path in settings.items():
             with InForce(path):
                 _rest()
                 result = {"single": single, "big": big, "storm": storm}[kind]()
-            if turn:  # the first one warms both up
+            if turn >= warm_up:
                 turns[name].append(result)
     _rest()
     print(json.dumps(turns))
