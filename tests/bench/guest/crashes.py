@@ -7,8 +7,9 @@ SYNOPSIS
 
 DESCRIPTION
     Each FILE holds the settings of one collector, lines of sysctl.d(5); they are put in force before its turn and read
-    back after it. A turn begins when the machine is at rest, and all but a storm have one to warm up. On standard output comes JSON: for each NAME a list of
-    turns, each with the microseconds from the signal to what waitpid(2) tells, and whether there was a core.
+    back after it. A turn begins when the machine is at rest; all kinds but a storm have one more, to warm up. On standard
+    output comes JSON: for each NAME a list of turns, each with the microseconds from the signal to what waitpid(2) tells,
+    and how many cores there were.
 
     single  `sleep` gets SIGSEGV
     big     a process of 1 GB, 44% of whose pages are not zero, gets SIGSEGV
