@@ -35,6 +35,7 @@ HELD = ("pipe", "handover", "socket")
 WITHDRAWN = "withdrawn"
 #: What a dump takes beside its core: the asset, the record, directories.
 OVERHEAD_BYTES = 1 << 20
+_HOST_BUDGET_USEC = 2_000_000
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -141,6 +142,11 @@ class Capture:
             return
         if self.victim.pidfd is not None and has_exited(self.victim.pidfd):
             self.evidence.forget_victim()
+
+    def wait_for_host(self) -> None:
+        """Take what is still to come of the evidence, and be done with its reader. The process has been let go."""
+        if self.evidence is not None:
+            self.evidence.wait_for_host(_HOST_BUDGET_USEC)
 
     def _core_bytes(self, source_fd: int) -> int:
         """Foresee what the core takes on the disk: what the process has in memory or swapped out, or the file's blocks."""

@@ -127,10 +127,12 @@ class Evidence:
         self._receive(time.monotonic() + budget_usec / 1e6, until_mark=True)
 
     def wait_for_host(self, budget_usec: int) -> None:
-        """Take the rest, and be done with the child, in time or not."""
+        """Take the rest, and be done with the child, in time or not. Once is enough."""
+        if self._reader is None:
+            return
         self._receive(time.monotonic() + budget_usec / 1e6, until_mark=False)
-        if self._reader:
-            self._reader.end(whole=self.read_whole)
+        self._reader.end(whole=self.read_whole)
+        self._reader = None
 
     def forget_victim(self) -> None:
         """Drop the victim's part, and what is still to come of it: it may be another process's."""

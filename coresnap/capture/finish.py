@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 ASSETS = "assets.tar"
-_HOST_BUDGET_USEC = 2_000_000
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 #: What is cut off a core that filled the disk, so that its record finds room.
 _ROOM_BYTES = 1 << 20
@@ -49,8 +48,7 @@ class Outcome:
 
 def finish(capture: Capture) -> Outcome:
     """Bring the capture to its end. Raises nothing that a core, a process or a file system may cause."""
-    if capture.evidence is not None:
-        capture.evidence.wait_for_host(_HOST_BUDGET_USEC)
+    capture.wait_for_host()
     truncated = ""
     try:
         if not capture.reason:

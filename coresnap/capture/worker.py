@@ -8,6 +8,7 @@ import os
 import select
 import socket
 import time
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -30,6 +31,8 @@ from coresnap.ground.log import Log
 WAITING = 2
 #: A worker serves so many crashes; what they may have left behind in it ends with it.
 _CRASHES_MOST = 256
+#: So many captures wait to be finished while further processes crash; each has some ten descriptors open.
+_HELD_MOST = 32
 
 
 class _Lost(CoresnapError):
@@ -60,6 +63,7 @@ class Worker:
         self.settings = settings
         self.within = within
         self.log = log
+        self.held: deque[tuple[Capture, str]] = deque()
 
     def run(self, stopped_fd: int, want_fd: int, is_probe: Callable[[int | None], bool]) -> None:
         """Take crashes, until `stopped_fd` is closed at its other end, or until more wait than have to.
@@ -77,13 +81,20 @@ class Worker:
         while crashes < _CRASHES_MOST and self.board.count(WAITS) <= WAITING:
             with suppress(OSError):  # it will be tried again, and a core without evidence is a core
                 reader.make_ready()
-            ready = [fd for fd, _events in epoll.poll()]
+            ready = [fd for fd, _events in epoll.poll(0 if self.held else None)]
             if stopped_fd in ready:
-                return
-            for fd in ready:
-                crashes += self._take(names[fd], want_fd, reader, is_probe)
-            self.board.put(self.place, WAITS)
-            gc.collect()
+                break
+            # No process waits for what another one's dump needs after that has been let go.
+            if ready and len(self.held) < _HELD_MOST:
+                for fd in ready:
+                    crashes += self._take(names[fd], want_fd, reader, is_probe)
+            elif self.held:
+                self._finish()
+            if not self.held:
+                self.board.put(self.place, WAITS)
+                gc.collect()
+        while self.held:
+            self._finish()
 
     def _close_listeners(self) -> None:
         for listener in self.listeners.values():
@@ -148,6 +159,12 @@ class Worker:
             connection.close()
             for fd in fds:
                 os.close(fd)  # the process is let go
+        capture.wait_for_host()  # its reader is wanted for the next one
+        self.held.append((capture, problem))
+
+    def _finish(self) -> None:
+        """Bring the oldest capture whose process has been let go to its end."""
+        capture, problem = self.held.popleft()
         outcome = finish(capture)
         if problem:
             self.log.warning(problem)

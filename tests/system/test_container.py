@@ -124,5 +124,6 @@ def test_a_path_unit_that_has_failed_recovers_by_itself(container: Container, co
     backlog.a_failed_path_unit_recovers(container, core, result)
 
 
+@pytest.mark.long
 def test_hundreds_that_wait_at_boot_are_all_delivered(container: Container, core: bytes) -> None:
     backlog.hundreds_wait_at_boot(container, core, 300, 240)
