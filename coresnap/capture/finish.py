@@ -172,6 +172,9 @@ def _identify(capture: Capture) -> None:
         notes = elf.identity(lambda count, offset: os.pread(capture.core_fd, count, offset))
     except BadInput:
         return
+    if victim.tid is None and victim.pid not in (None, notes.pid):
+        # The notes' numbers are those of a pid namespace of its own: which thread it was is known of the first alone.
+        victim.tid, notes.tid = victim.pid if notes.tid == notes.pid else None, None
     for name in ("pid", "tid", "uid", "gid", "signal", "comm"):
         if getattr(victim, name) is None:
             setattr(victim, name, getattr(notes, name))

@@ -22,6 +22,10 @@ _CONTAINERS = (
     ("containerd", re.compile(r"cri-containerd-([0-9a-f]{12})[0-9a-f]*\.scope")),
     ("lxc", re.compile(r"lxc\.payload\.(.{1,200})")),
 )
+#: A newer systemd-nspawn's (262) is the container's name alone: the slice above tells it, and the group below.
+_MACHINES = re.compile(r"machine(?:-.{1,200})?\.slice")
+_MACHINE = (("nspawn", re.compile(r"(.{1,200})\.scope")),)
+_PAYLOAD = "payload"
 _ESCAPED = re.compile(r"\\x([0-9a-f]{2})")
 
 #: The keys of what place_of returns.
@@ -60,8 +64,8 @@ def _read_path(place: "dict[str, str | int | None]", parts: "list[str]") -> None
     slices: list[str] = []
     unit = user_unit = None
     in_user_manager = False
-    for part in parts:
-        kind, name = _container(part)
+    for above, part, below in zip(["", *parts], parts, [*parts[1:], ""], strict=False):
+        kind, name = _container(above, part, below)
         if kind and place["container"] is None:
             place["container"] = f"{kind}:{name}"
         if part.endswith(".slice"):
@@ -83,8 +87,9 @@ def _read_path(place: "dict[str, str | int | None]", parts: "list[str]") -> None
         place["slice"] = slices[-1] if slices else "-.slice"
 
 
-def _container(part: str) -> "tuple[str, str]":
-    for kind, pattern in _CONTAINERS:
+def _container(above: str, part: str, below: str) -> "tuple[str, str]":
+    is_machine = below == _PAYLOAD and _MACHINES.fullmatch(above)
+    for kind, pattern in (*_CONTAINERS, *_MACHINE) if is_machine else _CONTAINERS:
         found = pattern.fullmatch(part)
         if found:
             return kind, _ESCAPED.sub(lambda match: chr(int(match[1], 16)), found[1])

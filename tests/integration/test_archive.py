@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import struct
 import subprocess
 import sys
@@ -108,6 +109,20 @@ def test_the_kernels_empty_arguments_are_no_error(site: Site, real_core: Path) -
     document = _record(site)
     assert document["victim"]["signal"] == 11  # type: ignore[index]  # from the notes
     assert document["captured"]["transport"] == "hand"  # type: ignore[index]  # JSON
+
+
+@pytest.mark.parametrize(("threads", "tid"), [("1", 4194304), ("3", None)])
+def test_the_notes_numbers_of_another_pid_namespace_are_not_ours(site: Site, threads: str, tid: int | None) -> None:
+    """Over the kernel's socket only the notes tell which thread it was, and they are of the process's own namespace."""
+    with crash([build("crash"), "segv", threads]) as crashed:
+        assert site.archive(crashed.core, str(crashed.pid), "", "0", "0", "11").returncode == 0
+        ((_stage, dump),) = site.dumps()
+        told = json.loads((dump / "dump.json").read_bytes())["victim"]
+        assert (told["pid"], told["tid"]) == (crashed.pid, crashed.tid)
+        shutil.rmtree(dump)
+        assert site.archive(crashed.core, "4194304", "", "0", "0", "11").returncode == 0
+    victim = _record(site)["victim"]
+    assert (victim["pid"], victim["tid"]) == (4194304, tid)  # type: ignore[index]  # JSON
 
 
 def test_a_dead_pid_costs_only_the_evidence(site: Site, real_core: Path) -> None:

@@ -42,6 +42,22 @@ _USER = "/user.slice/user-1000.slice"
             {"unit": r"machine-build\x2dbox.scope", "slice": "machine.slice", "container": "nspawn:build-box"},
         ),
         (
+            r"/machine.slice/build\x2dbox.scope/payload/system.slice/x.service",
+            {"unit": r"build\x2dbox.scope", "slice": "machine.slice", "container": "nspawn:build-box"},
+        ),
+        ("/machine.slice/box.scope/supervisor", {"unit": "box.scope", "slice": "machine.slice"}),
+        ("/system.slice/box.scope/payload", {"unit": "box.scope", "slice": "system.slice"}),
+        (
+            f"{_USER}/user@1000.service/machine.slice/box.scope/payload",
+            {
+                "unit": "user@1000.service",
+                "user_unit": "box.scope",
+                "slice": "user-1000.slice",
+                "owner_uid": 1000,
+                "container": "nspawn:box",
+            },
+        ),
+        (
             f"/system.slice/docker-{_ID}.scope",
             {"unit": f"docker-{_ID}.scope", "slice": "system.slice", "container": "docker:4f1d2a9c0b7e"},
         ),
