@@ -95,6 +95,7 @@ class Worker:
                 gc.collect()
         while self.held:
             self._finish()
+        reader.end(whole=False)
 
     def _close_listeners(self) -> None:
         for listener in self.listeners.values():
