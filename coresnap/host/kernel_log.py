@@ -34,6 +34,7 @@ _SUPPRESSED = re.compile(r"(?:do|vfs)?_?coredump(?:_\w+)?: (\d{1,9}) callbacks s
 _SKIPPED = re.compile(r"over core_pipe_limit|RLIMIT_CORE is set to 1|format_corename failed|failed to allocate memory")
 _PIPE = re.compile(r"(\|.{1,200}) pipe failed")
 _CONNECTION = re.compile(r"Coredump socket connection (\S{1,200}) failed (-?\d{1,5})")
+_QUEUE = re.compile(r"Coredump socket (\S{1,200}) receive queue full")
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,9 @@ def _detail_of(said: str) -> str:
     if connection:
         number = abs(int(connection[2]))
         return f"{SOCKET}: {os.strerror(number)}" if connection[1] == SOCKET else ""
+    queue = _QUEUE.match(said)
+    if queue:
+        return f"{SOCKET}: its queue was full" if queue[1] == SOCKET else ""
     return said if _SKIPPED.match(said) else ""
 
 

@@ -36,6 +36,11 @@ _OVER = "coredump: {}(python3): over core_pipe_limit, skipping core dump"
             "coredump: 637(x): Coredump socket connection /run/coresnap/kernel failed -11",
             Drop(637, "x", "/run/coresnap/kernel: Resource temporarily unavailable"),
         ),
+        ("coredump: 637(x): Coredump socket /run/nobody receive queue full", None),
+        (
+            "coredump: 637(x): Coredump socket /run/coresnap/kernel receive queue full",
+            Drop(637, "x", "/run/coresnap/kernel: its queue was full"),
+        ),
         ("coredump: 5(a): over core_pipe_limit(x): nothing", None),
         ("coredump: 99999999999(a): over core_pipe_limit", None),
         ("python3[536]: segfault at 10 ip 0 sp 0 error 4", None),
