@@ -350,7 +350,7 @@ Before=var-lib-coresnap.mount
 [Service]
 Type=oneshot
 RemainAfterExit=yes
-ExecStart=/bin/sh -c 'python3 -c "import ctypes, os; print(os.getpid()); ctypes.string_at(16)" > /root/early'
+ExecStart=/bin/sh -c 'python3 -c "import ctypes, os; print(os.getpid(), flush=True); ctypes.string_at(16)" > /root/early'
 [Install]
 WantedBy=local-fs.target
 """
