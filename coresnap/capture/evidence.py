@@ -105,7 +105,7 @@ class Evidence:
         """Start reading. `proc` is the directory of the process in /proc, None where it is not known.
 
         `environ` are the names of environment variables to keep; a trailing asterisk stands for any rest. Without a reader
-        nothing but status and names is read.
+        nothing but its names is read.
         """
         self.members: dict[str, bytes] = {}
         self.victim_read = self.read_whole = reader is None
@@ -119,7 +119,7 @@ class Evidence:
             self._fd = -1
             self.victim_read = self.read_whole = True
         if proc_fd >= 0:
-            self.members.update(_first(proc_fd))
+            self.members.update(_first(proc_fd) if reader else _names(proc_fd))
             os.close(proc_fd)
 
     def wait_for_victim(self, budget_usec: int) -> None:
@@ -239,6 +239,15 @@ def _first(proc_fd: int) -> "Iterator[tuple[str, bytes]]":
         target = _link(link, proc_fd)
         if target is not None:
             yield f"proc/{link}", target
+
+
+def _names(proc_fd: int) -> "Iterator[tuple[str, bytes]]":
+    """Yield what the ledger calls the process by."""
+    comm, exe = _read("comm", 64, proc_fd), _link("exe", proc_fd)
+    if comm is not None:
+        yield "proc/comm", comm
+    if exe is not None:
+        yield "proc/exe", exe
 
 
 def _victim(proc_fd: int, environ: "Sequence[str]") -> "Iterator[tuple[str, bytes]]":
