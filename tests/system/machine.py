@@ -55,10 +55,12 @@ class Machine(Booted):
         try:
             self._boot(accelerated)
         except GuestError:
-            if not accelerated:
+            if accelerated:
+                # A /dev/kvm inside a virtual machine need not work; without it everything does, slowly.
+                _NO_KVM.touch()
+            elif "Call Trace:" not in self.console.read_text(errors="replace"):
                 raise
-            # A /dev/kvm inside a virtual machine need not work; without it everything does, slowly.
-            _NO_KVM.touch()
+            # Or its kernel has crashed before anything of ours ran, which an emulated one does once in a long while.
             self.cut_power()
             self._boot(accelerated=False)
 
