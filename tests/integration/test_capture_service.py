@@ -208,8 +208,8 @@ def test_a_process_that_has_not_crashed_is_refused_at_the_kernels_socket(tmp_pat
         with suppress(BrokenPipeError):  # it may have been refused by now
             client.sendall(struct.pack("=IIQ", 16, 16, 15))
         client.settimeout(30)
-        with pytest.raises(ConnectionResetError):
-            client.recv(16)
+        with suppress(ConnectionResetError):  # as it ends where the service left what was sent unread
+            assert client.recv(16) == b""
     assert site.stages() == []
     assert site.ledger() == []
 
