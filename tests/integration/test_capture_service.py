@@ -220,7 +220,11 @@ def test_without_sockets_it_says_so(site: Site) -> None:
     assert "coresnap-archive.socket" in done.stderr
 
 
-@pytest.mark.parametrize("message", [b"", b"x", handover.HEADER, handover.HEADER + b"\0x\0", b"\0" * 4096])
+@pytest.mark.parametrize(
+    "message",
+    [b"", b"x", handover.HEADER, handover.HEADER + b"\0x\0", b"\0" * 4096],
+    ids=["empty", "x", "header", "time", "nul"],
+)
 def test_what_is_no_handover_is_refused(tmp_path: Path, site: Site, message: bytes) -> None:
     with (
         _service(site, tmp_path) as (_process, path),
