@@ -32,11 +32,15 @@ _PROGRAM_HEADER = struct.Struct("<IIQQQQQQ")
 
 @dataclass(frozen=True)
 class Module:
-    """An ELF file in memory from `start` to `end`. The build-id, in hex, is empty where the core does not have it."""
+    """An ELF file in memory from `start` to `end`, where its own addresses are `bias` lower.
+
+    The build-id, in hex, is empty where the core does not have it.
+    """
 
     path: str
     start: int
     end: int
+    bias: int
     build_id: str = ""
     package: dict[str, str] = field(default_factory=dict)
 
@@ -70,7 +74,7 @@ def list_modules(core: Core) -> Modules:
         if image.is_elf:
             modules.append(image.module(path, start))
         elif image.is_unknown and core.memory.is_executable(start, mapped_end):
-            modules.append(Module(path, start, mapped_end))
+            modules.append(Module(path, start, mapped_end, start))
         left_bytes = image.left_bytes
     return Modules(modules, missing)
 
@@ -141,7 +145,7 @@ class _Image:
                     build_id = notes[at : at + size_bytes].hex()
                 elif name == "FDO" and note_kind == _NT_FDO_PACKAGING:
                     package = _package(notes[at : at + size_bytes])
-        return Module(path, start, min(max(end, start + 1), 1 << 64), build_id, package)
+        return Module(path, start, min(max(end, start + 1), 1 << 64), base, build_id, package)
 
 
 def _package(data: bytes) -> dict[str, str]:

@@ -115,7 +115,7 @@ def _add_threads(
     for thread in threads:
         is_first, tid = not entries, str(thread.tid)
         fault = is_first and core.notes.signal is not None
-        frames = [_frame(frame.address, listed) for frame in stack(core, thread)]
+        frames = [_frame(frame.address, listed) for frame in stack(core, thread).frames]
         frames[0]["faulted"] = fault
         entry = {"name": names.get(thread.tid, ""), "fault": fault, "stack": frames}
         if not room.take(entry, tid, leave_bytes=leave_bytes):
@@ -139,7 +139,7 @@ def _frame(address: int, listed: Modules) -> dict[str, Any]:
 def _add_registers(entries: dict[str, Any], core: Core, threads: list[Thread], room: Room) -> int:
     """Add the registers of the threads that have entries; return of how many there was room for them."""
     for count, thread in enumerate(threads):
-        for frame, entry in zip(stack(core, thread), entries[str(thread.tid)]["stack"], strict=False):
+        for frame, entry in zip(stack(core, thread).frames, entries[str(thread.tid)]["stack"], strict=False):
             registers = {name: str(value) for name, value in frame.registers.items()}
             if not room.take(registers, "registers"):
                 return count
