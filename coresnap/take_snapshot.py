@@ -45,15 +45,13 @@ if __name__ == "__main__":
 import argparse
 import errno
 import stat
-from typing import Any
 
 from coresnap.ground import program
 from coresnap.ground.errors import BadInput, TryLater
 from coresnap.ground.text import printable
 from coresnap.snapshot.asset import read_asset
 from coresnap.snapshot.core import open_core
-from coresnap.snapshot.report import REPORT_MAX_BYTES, build
-from coresnap.snapshot.room import encode
+from coresnap.snapshot.report import REPORT_MAX_BYTES, Options, build
 from coresnap.spool.stages import is_uuid, new_uuid
 
 _OBJECT = "coresnap.object"
@@ -96,11 +94,11 @@ def _is_key(key: str) -> bool:
 
 
 def _snapshot(options: argparse.Namespace) -> int:
-    _write(options.output, encode(_report(options)))
+    _write(options.output, _report(options))
     return 0
 
 
-def _report(options: argparse.Namespace) -> dict[str, Any]:
+def _report(options: argparse.Namespace) -> bytes:
     missing: list[str] = []
     name = printable(options.core)
     try:
@@ -115,7 +113,7 @@ def _report(options: argparse.Namespace) -> dict[str, Any]:
                 executable=options.executable,
                 more=more,
                 missing=missing,
-                max_bytes=_max_bytes(),
+                options=Options(max_bytes=_max_bytes()),
             )
     except BadInput as error:
         raise BadInput(f"{name}: {error}", hint=error.hint) from error

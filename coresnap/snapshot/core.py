@@ -60,6 +60,11 @@ class Memory:
             address, left_bytes, index = address + wanted_bytes, left_bytes - wanted_bytes, index + 1
         return b"".join(pieces)
 
+    def next_after(self, address: int) -> int | None:
+        """Return where the first segment begins, of those that the core has, above an address."""
+        index = bisect.bisect_right(self._starts, address)
+        return self._starts[index] if index < len(self._starts) else None
+
     def is_executable(self, start: int, end: int) -> bool:
         """Say whether an executable segment starts from `start` on and before `end`, be it in the core or left out."""
         index = bisect.bisect_left(self._executable, start)

@@ -1,31 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
 """The report: Backtrace's JSON format, of what the core and the asset tell; report.schema.json describes it.
 
-64-bit numbers are texts in it, registers and program counters in decimal. Frames are addresses here, with the module that
-has them and its build-id, so that names can be found anywhere later.
+64-bit numbers are texts in it, registers and program counters in decimal. Frames have their module and its build-id, so that
+names can be found anywhere later. The fingerprint is the second member: it can be had without reading the rest.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 from coresnap import __version__
-from coresnap.snapshot import attributes, modules, signals
-from coresnap.snapshot.asset import thread_names
+from coresnap.ground.elf_file import Pread
+from coresnap.snapshot import attributes, signals
+from coresnap.snapshot.analysis import Analysis, analyse
 from coresnap.snapshot.attributes import Scalar
 from coresnap.snapshot.core import Core
-from coresnap.snapshot.modules import Module, Modules
+from coresnap.snapshot.frames import TEXT_MAX, Naming, Places, placeless
+from coresnap.snapshot.images import Images
+from coresnap.snapshot.modules import Module
 from coresnap.snapshot.notes import Signal, Thread
-from coresnap.snapshot.room import Room, encode
-from coresnap.snapshot.stacks import stack
+from coresnap.snapshot.room import Room, array, encode, member, object_of
+from coresnap.snapshot.stacks import Stack
+from coresnap.snapshot.surroundings import MEMORY_MAX_BYTES, environment, stack_memory
+from coresnap.snapshot.threads import REGISTERS_MAX, Threads
 
-#: What a report takes where nobody allows less, and what threads and modules may take of it.
+#: What a report takes where nobody allows less, and what modules may take of it.
 REPORT_MAX_BYTES = 64 << 20
-THREADS_MAX_BYTES = 20 << 20
 MODULES_MAX_BYTES = 8 << 20
-#: Registers are listed of this many threads, the one that crashed among them.
-REGISTERS_MAX = 2048
-_TEXT_MAX = 1024
 _ATTRIBUTES_MAX = 1000
 #: The attributes that no report is without.
 _REQUIRED = ("coresnap.object", "thread.count", "uname.machine")
@@ -33,6 +37,25 @@ _MISSING_MAX = 100
 _MISSING_MAX_BYTES = 1 << 20
 _MORE_BYTES = 32
 _ALIVE = "no signal: the core is of a process that was alive, as gcore writes them"
+_HEAD = re.compile(rb'\{"uuid":"[0-9a-f-]{36}","fingerprint":"([0-9a-f]{64})",')
+HEAD_BYTES = 256
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the report is to have, and what else there is to make it of.
+
+    `stack_bytes` is the memory around each stack pointer; `variables` are the names of the environment's that are allowed, *
+    at the end for any rest; `kept` what archive kept of modules' files, by the modules' start.
+    """
+
+    stack_bytes: int = 1024
+    variables: tuple[str, ...] = ()
+    kept: dict[int, Pread] = field(default_factory=dict)
+    max_bytes: int = REPORT_MAX_BYTES
+
+
+_DEFAULT = Options()
 
 
 def build(
@@ -43,153 +66,176 @@ def build(
     executable: str,
     more: dict[str, str],
     missing: list[str],
-    max_bytes: int = REPORT_MAX_BYTES,
-) -> dict[str, Any]:
-    """Return the report. `more` are attributes that the caller knows; `missing` what it could not read.
+    options: Options = _DEFAULT,
+    stack: Callable[[Thread], Stack] | None = None,
+    names: Naming | None = None,
+    places: Places = placeless,
+) -> bytes:
+    """Return the report, encoded. `more` are attributes that the caller knows; `missing` what it could not read.
 
-    Encoded it has at most `max_bytes`, if these are 4 KiB or more. What there is no room for is left out, and said to be.
+    It has at most `max_bytes`, if these are 4 KiB or more. What there is no room for is left out, and said to be. `stack`,
+    `names` and `places` take the place of the report's own ways to find them.
     """
-    notes, listed = core.notes, modules.list_modules(core)
-    report: dict[str, Any] = {
+    images = Images(core, options.kept)
+    try:
+        analysis = analyse(core, images, stack=stack, names=names, places=places)
+        own = _attributes(core, asset, analysis, executable)
+        parts = _Parts(core, asset, analysis, options, uuid)
+        parts.fill(own, more)
+        return parts.joined([*_missing(core), *analysis.missing, *missing])
+    finally:
+        images.close()
+
+
+def fingerprint_of(head: bytes) -> str:
+    """Return the fingerprint by the first HEAD_BYTES of a report; empty where they are of something else."""
+    found = _HEAD.match(head)
+    return found[1].decode() if found else ""
+
+
+class _Parts:
+    """The parts of a report, as they are encoded, while it is put together."""
+
+    def __init__(self, core: Core, asset: dict[str, bytes], analysis: Analysis, options: Options, uuid: str) -> None:
+        self._core = core
+        self._asset = asset
+        self._analysis = analysis
+        self._options = options
+        self._gaps: list[str] = []
+        self._head = _head(core, analysis, uuid)
+        self._annotations = _annotations(core)
+        self._attributes: list[bytes] = []
+        self._modules: list[bytes] = []
+        self._memory: list[bytes] = []
+        self._extra: list[bytes] = []
+        self._threads = Threads(core, asset, analysis.frames, analysis.stacks)
+        self._for_missing_bytes = min(_MISSING_MAX_BYTES, options.max_bytes // 8)
+        empty = len(self._whole([]))
+        self._room = Room(options.max_bytes - empty - len(b',"missing":[]') - self._for_missing_bytes)
+
+    def fill(self, own: dict[str, Scalar], more: dict[str, str]) -> None:
+        """Fill in what there is room for, by what it is worth."""
+        threads, room, entries = self._core.notes.threads, self._room, self._threads
+        entries.add(threads[:1], room)
+        registers = entries.add_registers(threads[:1], room)
+        self._say("attributes", self._add_attributes(own, more), len(own | more))
+        entries.add(threads[1:], room)
+        self._say("threads", len(entries), len(threads))
+        self._add_modules()
+        if registers:
+            registers += entries.add_registers(threads[1 : min(len(entries), REGISTERS_MAX)], room)
+        self._say("registers of threads", registers, len(entries))
+        entry = member("entryThread", encode(str(self._core.notes.pid)))
+        if self._core.notes.pid in entries and room.take(entry):
+            self._head.append(entry)
+        self._annotate()
+        self._add_memory(threads[: len(entries)])
+
+    def joined(self, missing: list[str]) -> bytes:
+        """Return the report; `missing` is what could not be read, besides what there was no room for."""
+        lines = _lines([*self._gaps, *missing], Room(self._for_missing_bytes))
+        return self._whole([member("missing", array(lines))] if lines else [])
+
+    def _whole(self, missing: list[bytes]) -> bytes:
+        sources = self._threads.sources()
+        return object_of(
+            [
+                *self._head,
+                member("attributes", object_of(self._attributes)),
+                member("annotations", object_of([*self._annotations, *missing])),
+                member("threads", self._threads.encoded()),
+                member("sourceCode", object_of(sources)),
+                member("modules", array(self._modules)),
+                member("memory", array(self._memory)),
+            ]
+        )
+
+    def _say(self, what: str, has: int, of: int) -> None:
+        if has < of:
+            self._gaps.append(f"{what}: {has} of {of}, the report would be too large")
+
+    def _add_attributes(self, own: dict[str, Scalar], more: dict[str, str]) -> int:
+        """Add attributes, `more` over the report's own; return how many there was room for."""
+        asked = sorted((own | more).items(), key=lambda item: item[0] not in _REQUIRED)
+        room, given = self._room, 0
+        leave_bytes = room.left_bytes // 2
+        for key, value in asked[:_ATTRIBUTES_MAX]:
+            item = member(key, encode(value))
+            if room.take(item, leave_bytes=leave_bytes):
+                given += 1
+            elif key in own:
+                item = member(key, encode(own[key]))
+                if not room.take(item, leave_bytes=leave_bytes):
+                    continue
+            else:
+                continue
+            self._attributes.append(item)
+        return given
+
+    def _add_modules(self) -> None:
+        """Add the modules, by address. Those that the frames are in take room first, in the threads' order."""
+        listed, places, room = self._analysis.listed, dict[int, int](), self._room
+        for module in map(listed.find, self._threads.addresses):
+            if module:
+                places.setdefault(module.start, len(places))
+        leave_bytes = max(0, room.left_bytes - MODULES_MAX_BYTES)
+        kept: dict[int, bytes] = {}
+        for module in sorted(listed.listed, key=lambda module: places.get(module.start, len(places))):
+            entry = encode(_module(module))
+            if not room.take(entry, leave_bytes=leave_bytes):
+                break
+            kept[module.start] = entry
+        self._modules = [kept[start] for start in sorted(kept)]
+        self._say("modules", len(kept), len(listed.listed))
+
+    def _annotate(self) -> None:
+        """Add what Backtrace's format has no other place for."""
+        notes, has, of = self._threads.notes(self._room)
+        self._annotations.append(member("stacks", notes))
+        self._say("notes on the stacks", has, of)
+        made_of = member("fingerprint", encode([text[:TEXT_MAX] for text in self._analysis.fingerprint.made_of]))
+        variables = environment(self._asset, self._options.variables)
+        items = [made_of, *([member("environment", encode(variables))] if variables else [])]
+        for item in items:
+            if self._room.take(item):
+                self._annotations.append(item)
+            else:
+                self._gaps.append(f"{item[1 : item.index(b':') - 1].decode()}: the report would be too large")
+
+    def _add_memory(self, threads: list[Thread]) -> None:
+        """Add the memory around the stack pointers, that of the thread that crashed first."""
+        if not self._options.stack_bytes:
+            return
+        leave_bytes = max(0, self._room.left_bytes - MEMORY_MAX_BYTES)
+        count = 0
+        for count, region in enumerate(stack_memory(self._core, threads, self._options.stack_bytes), 1):
+            if not self._room.take(region, leave_bytes=leave_bytes):
+                self._gaps.append(f"memory around the stacks: of {count - 1} threads, the report would be too large")
+                return
+            self._memory.append(region)
+
+
+def _head(core: Core, analysis: Analysis, uuid: str) -> list[bytes]:
+    """Return the members that stand first."""
+    head: dict[str, Any] = {
         "uuid": uuid,
+        "fingerprint": analysis.fingerprint.digest,
         "timestamp": core.time,
         "lang": "c",
         "langVersion": "unknown",
         "agent": "coresnap",
         "agentVersion": __version__,
-        "mainThread": str(notes.threads[0].tid),
-        "threads": {},
+        "mainThread": str(core.notes.threads[0].tid),
         "arch": {"name": core.machine.name, "registers": dict.fromkeys(core.machine.registers, "u64")},
-        "attributes": {},
-        "annotations": _annotations(core) | {"missing": []},
-        "modules": [],
     }
-    if notes.signal:
-        report["classifiers"] = [signals.name(notes.signal.number)]
-    for_missing_bytes = min(_MISSING_MAX_BYTES, max_bytes // 8)
-    room = Room(max_bytes - len(encode(report)) - for_missing_bytes)
-    own = _attributes(core, asset, listed, executable)
-    gaps = _fill(report, core, _names(core, asset), listed, own, more, room)
-    if str(notes.pid) in report["threads"] and room.take(str(notes.pid), "entryThread"):
-        report["entryThread"] = str(notes.pid)
-    gaps = _lines([*gaps, *_missing(core), *listed.missing, *missing], Room(for_missing_bytes))
-    if gaps:
-        report["annotations"]["missing"] = gaps
-    else:
-        del report["annotations"]["missing"]
-    return report
-
-
-def _fill(
-    report: dict[str, Any],
-    core: Core,
-    names: dict[int, str],
-    listed: Modules,
-    own: dict[str, Scalar],
-    more: dict[str, str],
-    room: Room,
-) -> list[str]:
-    """Fill in what there is room for, by what it is worth; return what is left out."""
-    threads, entries = core.notes.threads, report["threads"]
-    _add_threads(entries, core, threads[:1], listed, names, room)
-    registers = _add_registers(entries, core, threads[:1], room)
-    given = _add_attributes(report["attributes"], own, more, room)
-    _add_threads(entries, core, threads[1:], listed, names, room)
-    report["modules"] = _modules(listed, entries, room)
-    if registers:
-        registers += _add_registers(entries, core, threads[1 : min(len(entries), REGISTERS_MAX)], room)
-    parts = (
-        ("threads", len(entries), len(threads)),
-        ("registers of threads", registers, len(entries)),
-        ("modules", len(report["modules"]), len(listed.listed)),
-        ("attributes", given, len(own | more)),
-    )
-    return [f"{what}: {n} of {all_}, the report would be too large" for what, n, all_ in parts if n < all_]
-
-
-def _add_threads(
-    entries: dict[str, Any], core: Core, threads: list[Thread], listed: Modules, names: dict[int, str], room: Room
-) -> None:
-    """Add threads without their registers. The first of all, which crashed, is always there, if need be without its library."""
-    leave_bytes = max(room.left_bytes // 3, room.left_bytes - THREADS_MAX_BYTES)
-    for thread in threads:
-        is_first, tid = not entries, str(thread.tid)
-        fault = is_first and core.notes.signal is not None
-        frames = [_frame(frame.address, listed) for frame in stack(core, thread).frames]
-        frames[0]["faulted"] = fault
-        entry = {"name": names.get(thread.tid, ""), "fault": fault, "stack": frames}
-        if not room.take(entry, tid, leave_bytes=leave_bytes):
-            if not is_first:
-                return
-            entry["stack"] = [{"address": frames[0]["address"], "faulted": fault}]
-            room.take(entry, tid)
-        entries[tid] = entry
-
-
-def _frame(address: int, listed: Modules) -> dict[str, Any]:
-    result: dict[str, Any] = {"address": str(address)}
-    module = listed.find(address)
-    if module:
-        result["library"] = module.path[:_TEXT_MAX]
-        if module.build_id:
-            result["debug_identifier"] = module.build_id
-    return result
-
-
-def _add_registers(entries: dict[str, Any], core: Core, threads: list[Thread], room: Room) -> int:
-    """Add the registers of the threads that have entries; return of how many there was room for them."""
-    for count, thread in enumerate(threads):
-        for frame, entry in zip(stack(core, thread).frames, entries[str(thread.tid)]["stack"], strict=False):
-            registers = {name: str(value) for name, value in frame.registers.items()}
-            if not room.take(registers, "registers"):
-                return count
-            entry["registers"] = registers
-    return len(threads)
-
-
-def _names(core: Core, asset: dict[str, bytes]) -> dict[int, str]:
-    """Return the threads' names. A core has only that of the process's first thread.
-
-    The asset numbers threads as the host does, a core as the process's own pid namespace does: names fit where the numbers do.
-    """
-    names = thread_names(asset.get("proc/task", b""))
-    return names if core.notes.pid in names else {core.notes.pid: core.notes.command}
-
-
-def _add_attributes(result: dict[str, Scalar], own: dict[str, Scalar], more: dict[str, str], room: Room) -> int:
-    """Add attributes, `more` over the report's own; return how many there was room for."""
-    asked = sorted((own | more).items(), key=lambda item: item[0] not in _REQUIRED)
-    leave_bytes = room.left_bytes // 2
-    given = 0
-    for key, value in asked[:_ATTRIBUTES_MAX]:
-        if room.take(value, key, leave_bytes=leave_bytes):
-            result[key] = value
-            given += 1
-        elif key in own and room.take(own[key], key, leave_bytes=leave_bytes):
-            result[key] = own[key]
-    return given
-
-
-def _modules(listed: Modules, entries: dict[str, Any], room: Room) -> list[dict[str, Any]]:
-    """Return the modules by address. Those that the frames are in take room first, in the threads' order."""
-    places: dict[int, int] = {}
-    for frame in (frame for entry in entries.values() for frame in entry["stack"]):
-        module = listed.find(int(frame["address"]))
-        if module:
-            places.setdefault(module.start, len(places))
-    leave_bytes = max(0, room.left_bytes - MODULES_MAX_BYTES)
-    result = []
-    for module in sorted(listed.listed, key=lambda module: places.get(module.start, len(places))):
-        entry = _module(module)
-        if not room.take(entry, leave_bytes=leave_bytes):
-            break
-        result.append(entry)
-    return sorted(result, key=lambda entry: int(entry["start"]))
+    if analysis.classifiers:
+        head["classifiers"] = analysis.classifiers
+    return [member(key, encode(value)) for key, value in head.items()]
 
 
 def _module(module: Module) -> dict[str, Any]:
     result: dict[str, Any] = {
-        "path": module.path[:_TEXT_MAX],
+        "path": module.path[:TEXT_MAX],
         "start": str(module.start),
         "size": str(module.end - module.start),
     }
@@ -200,9 +246,10 @@ def _module(module: Module) -> dict[str, Any]:
     return result
 
 
-def _attributes(core: Core, asset: dict[str, bytes], listed: Modules, executable: str) -> dict[str, Scalar]:
+def _attributes(core: Core, asset: dict[str, bytes], analysis: Analysis, executable: str) -> dict[str, Scalar]:
     signal = core.notes.signal
-    result: dict[str, Scalar] = {"error.message": signals.sentence(signal) if signal else _ALIVE}
+    told = analysis.message or (signals.sentence(signal) if signal else _ALIVE)
+    result: dict[str, Scalar] = {"error.message": told}
     if signal:
         result["signal"] = signal.number
         result["signal.name"] = signals.name(signal.number)
@@ -213,7 +260,7 @@ def _attributes(core: Core, asset: dict[str, bytes], listed: Modules, executable
     if core.truncated:
         result["core.truncated"] = True
     result["thread.count"] = len(core.notes.threads)
-    return result | attributes.collect(core, asset, listed, executable)
+    return result | attributes.collect(core, asset, analysis.listed, executable)
 
 
 def _missing(core: Core) -> list[str]:
@@ -226,26 +273,23 @@ def _missing(core: Core) -> list[str]:
     return [*result, *core.notes.missing]
 
 
-def _lines(missing: list[str], room: Room) -> list[str]:
+def _lines(missing: list[str], room: Room) -> list[bytes]:
     """Return the lines that there is room for; the last one says how many more there are."""
-    lines = [text[:_TEXT_MAX] for text in missing]
-    kept = []
-    for line in lines[:_MISSING_MAX]:
-        if not room.take(line, leave_bytes=_MORE_BYTES):
+    kept: list[bytes] = []
+    for line in missing[:_MISSING_MAX]:
+        encoded = encode(line[:TEXT_MAX])
+        if not room.take(encoded, leave_bytes=_MORE_BYTES):
             break
-        kept.append(line)
-    return kept if len(kept) == len(lines) else [*kept, f"and {len(lines) - len(kept)} more"]
+        kept.append(encoded)
+    more = len(missing) - len(kept)
+    return [*kept, encode(f"and {more} more")] if more else kept
 
 
-def _annotations(core: Core) -> dict[str, Any]:
-    result: dict[str, Any] = {
-        "command": core.notes.command,
-        "arguments": core.notes.arguments,
-        "stacks": "the innermost frame of each thread",
-    }
+def _annotations(core: Core) -> list[bytes]:
+    result: dict[str, Any] = {"command": core.notes.command, "arguments": core.notes.arguments}
     if core.notes.signal:
         result["siginfo"] = _siginfo(core.notes.signal)
-    return result
+    return [member(key, encode(value)) for key, value in result.items()]
 
 
 def _siginfo(signal: Signal) -> dict[str, Any]:

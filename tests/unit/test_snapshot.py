@@ -18,8 +18,7 @@ import jsonschema
 import pytest
 
 from coresnap.snapshot.core import open_core
-from coresnap.snapshot.report import REPORT_MAX_BYTES, build
-from coresnap.snapshot.room import encode
+from coresnap.snapshot.report import REPORT_MAX_BYTES, Options, build
 from tests.crash import bigcore, crash
 from tests.crash import build as compiled
 from tests.fixtures import cores
@@ -34,16 +33,15 @@ def report_of(
 ) -> dict[str, Any]:
     """Return the report of a core as it is written, after it has been held against its schema."""
     with core.open("rb") as file:
-        built = build(
+        data = build(
             open_core(file.fileno()),
             asset or {},
             uuid=_UUID,
             executable=executable,
             more={"coresnap.object": _UUID},
             missing=[],
-            max_bytes=max_bytes,
+            options=Options(max_bytes=max_bytes),
         )
-    data = encode(built)
     assert len(data) <= max_bytes
     report: dict[str, Any] = json.loads(data)
     VALIDATOR.validate(report)
@@ -145,18 +143,18 @@ def _died(tmp_path: Path, *argv: str | Path) -> tuple[dict[str, Any], int]:
 
 
 @pytest.mark.parametrize(
-    ("mode", "says"),
+    ("mode", "says", "kinds"),
     [
-        ("null", r"SIGSEGV: address not mapped \(SEGV_MAPERR\) at 0x10"),
-        ("fpe", r"SIGFPE: integer division by zero \(FPE_INTDIV\) at 0x[0-9a-f]+"),
-        ("ill", r"SIGILL: illegal operand \(ILL_ILLOPN\) at 0x[0-9a-f]+"),
-        ("abort", r"SIGABRT: sent by tgkill, as abort and raise do \(SI_TKILL\) by pid \d+"),
+        ("null", r"SIGSEGV: address not mapped \(SEGV_MAPERR\) at 0x10", ["null-dereference"]),
+        ("fpe", r"SIGFPE: integer division by zero \(FPE_INTDIV\) at 0x[0-9a-f]+", ["divide-by-zero"]),
+        ("ill", r"SIGILL: illegal operand \(ILL_ILLOPN\) at 0x[0-9a-f]+", ["illegal-instruction", "trap"]),
+        ("abort", r"SIGABRT: sent by tgkill, as abort and raise do \(SI_TKILL\) by pid \d+", ["abort"]),
     ],
 )
-def test_other_deaths(tmp_path: Path, mode: str, says: str) -> None:
+def test_other_deaths(tmp_path: Path, mode: str, says: str, kinds: list[str]) -> None:
     report, uid = _died(tmp_path, compiled("crash"), mode, "2")
     assert re.fullmatch(says, report["attributes"]["error.message"])
-    assert report["classifiers"] == [says.partition(":")[0]]
+    assert report["classifiers"] == [says.partition(":")[0], *kinds]
     if mode == "abort":
         siginfo = report["annotations"]["siginfo"]
         assert (siginfo["sender"], siginfo["sender_uid"]) == (report["attributes"]["process.id"], uid)

@@ -18,7 +18,6 @@ from coresnap.ground import elf
 from coresnap.ground.errors import BadInput
 from coresnap.snapshot import modules, report
 from coresnap.snapshot.core import open_core
-from coresnap.snapshot.room import encode
 from tests.fixtures import cores
 from tests.fixtures.cores import Load
 from tests.unit.test_snapshot import VALIDATOR
@@ -41,7 +40,7 @@ def _report(data: bytes) -> dict[str, Any] | None:
         return None
     finally:
         os.close(fd)
-    parsed: dict[str, Any] = json.loads(encode(built))
+    parsed: dict[str, Any] = json.loads(built)
     VALIDATOR.validate(parsed)
     return parsed
 

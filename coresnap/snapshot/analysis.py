@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the report tells of a core beyond what stands in it: stacks, names, the error's message, what kind of crash it was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from coresnap.snapshot import message, modules, signals, stacks
+from coresnap.snapshot.classify import Crash, classify
+from coresnap.snapshot.contents import Contents
+from coresnap.snapshot.core import Core
+from coresnap.snapshot.fingerprint import Fingerprint, fingerprint
+from coresnap.snapshot.frames import Frames, Nameless, Naming, Places, placeless
+from coresnap.snapshot.images import Images
+from coresnap.snapshot.modules import Modules
+from coresnap.snapshot.notes import Thread
+from coresnap.snapshot.stacks import Frame, Stack
+
+_FRAMES_KNOWN_MAX = 1 << 18
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What was found. `stacks` are by thread id, those of all threads."""
+
+    listed: Modules
+    frames: Frames
+    stacks: dict[int, Stack]
+    message: str
+    classifiers: list[str]
+    fingerprint: Fingerprint
+    missing: list[str] = field(default_factory=list)
+
+
+def analyse(
+    core: Core,
+    images: Images,
+    *,
+    stack: Callable[[Thread], Stack] | None = None,
+    names: Naming | None = None,
+    places: Places = placeless,
+) -> Analysis:
+    """Return all that can be found. What cannot is left out, and `missing` says what that is."""
+    listed = modules.list_modules(core)
+    frames = Frames(listed, names or Nameless(), places)
+    found = _stacks(core, stack or (lambda thread: stacks.stack(core, thread)))
+    frames.find({frame.lookup for one in found.values() for frame in one.frames})
+    named = [frames.named(frame) for frame in found[core.notes.threads[0].tid].frames]
+    contents = Contents(core, listed, images)
+    said = message.find(core, contents, listed, named, lambda text: text)
+    crash = Crash(core, contents, named, said.text, said.exception)
+    classifiers = classify(crash)
+    signal = core.notes.signal
+    mark = fingerprint(
+        signals.name(signal.number) if signal else "",
+        named,
+        exception=said.exception,
+        raised=crash.raised,
+        overflow="stack-overflow" in classifiers,
+    )
+    return Analysis(listed, frames, found, said.text, classifiers, mark, list(listed.missing))
+
+
+def _stacks(core: Core, stack: Callable[[Thread], Stack]) -> dict[int, Stack]:
+    """Return the threads' stacks. Of those that did not crash equal frames are one, without their registers."""
+    first, *others = core.notes.threads
+    result = {first.tid: stack(first)}
+    known: dict[tuple[int, int, str], Frame] = {}
+    for thread in others:
+        whole = stack(thread)
+        if len(known) > _FRAMES_KNOWN_MAX:
+            known.clear()
+        frames = []
+        for frame in whole.frames:
+            key = (frame.address, frame.lookup, frame.found)
+            same = known.get(key)
+            if same is None:
+                same = known[key] = Frame(*key[:2], frame.found, {})
+            frames.append(same)
+        result[thread.tid] = Stack(frames, whole.end, whole.detail)
+    return result

@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The fingerprint: one text for one bug, wherever it was loaded and whichever build of the same functions it was.
+
+It is made of the signal, of the type of an exception that nobody caught, and of the innermost functions of the program
+itself. These do not count, since they vary where the bug is the same:
+
+* addresses, build-ids, and offsets where there is a name; of a frame without a name its offset in its file is all there is;
+* the C, C++ and Rust runtimes, which raise what the program brought about, and by different ways in different versions;
+* the handler of a signal that raises another one: what counts is where the first came;
+* how deep a recursion was, and the endings that compilers put to names;
+* frames that were found by scanning the stack: they are no more than likely.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from coresnap.snapshot.frames import Named
+from coresnap.snapshot.stacks import Found
+
+FUNCTIONS_MAX = 6
+_RECURSION_FRAMES = 400
+_RECURSION_LEAST = 8
+_FUNCTION_MAX = 512
+
+#: Files of the runtimes, by their names.
+_RUNTIME_FILES = re.compile(
+    r"(lib(c|m|pthread|rt|dl|stdc\+\+|gcc_s|c\+\+|c\+\+abi|unwind|asan|ubsan|tsan)|ld-linux[-\w]*|ld-musl[-\w]*|ld)"
+    r"(-[\d.]+)?\.so[.\d]*|libstd-[0-9a-f]+\.so|\[vdso\]"
+)
+#: Their functions, where they are linked into the program.
+_RUNTIME_FUNCTIONS = re.compile(
+    r"_*(raise|abort|gsignal|kill|tgkill|pthread_kill\w*|GI_\w+|assert_fail\w*|assert_perror_fail|assert|libc_message\w*"
+    r"|malloc_printerr\w*|malloc_\w+|int_(free|malloc|realloc|memalign)\w*|libc_\w+|unlink_chunk|munmap_chunk|tcache_\w+"
+    r"|c?free|malloc|calloc|realloc|fortify_fail\w*|stack_chk_fail\w*|chk_fail|restore_rt"
+    r"|cxa_\w+|gxx_personality\w*|rust_\w+|start|start_thread|clone3?|main_thread)"
+    r"|_*(mem|str|wmem|wcs|stp)(cpy|move|set|cmp|chr|rchr|len|nlen|cat|ncat|ncpy|ncmp|str|casecmp|pcpy)\w*"
+    r"|_Unwind_\w+|_ZSt9terminatev|_ZN10__cxxabiv1.*|_ZN9__gnu_cxx27__verbose_terminate_handlerEv|_Zn[wa]m.*|_Zd[la]Pv.*"
+    r"|_ZN(3std|4core|5alloc)\d+(panicking|process|rt|sys|thread|backtrace|result|option|alloc|raw_vec|ops|slice|str).*"
+    r"|_R\w*(4core|3std|5alloc)\w*(panicking|rt|sys|thread|process)\w*|runtime\.\w+.*|_rt0_\w+"
+)
+_ENDINGS = re.compile(r"(\.(isra|constprop|part|cold|lto_priv|llvm|localalias|clone|specialized|\d+)\b|@)[\w.@]*$")
+_RUST_HASH = re.compile(r"17h[0-9a-f]{16}E")
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """The fingerprint, 64 hex digits, and what it was made of."""
+
+    digest: str
+    made_of: tuple[str, ...]
+
+
+def fingerprint(
+    signal: str, frames: Sequence[Named], *, exception: str = "", raised: bool, overflow: bool
+) -> Fingerprint:
+    """Return the fingerprint of a crash by the faulting thread's frames, innermost first.
+
+    `raised` says that the signal was sent by a call, as abort does; `overflow` that the stack was full.
+    """
+    counted = _below_handler(frames) if raised else list(frames)
+    counted = _sure(counted)
+    own = [name for name in (_own(named) for named in counted) if name]
+    if not own:
+        own = [name for name in (_name(named) for named in counted) if name]
+    functions = _recursion(own) if overflow else []
+    functions = functions or list(dict.fromkeys(own))[:FUNCTIONS_MAX]
+    made_of = (signal, *((f"exception {exception}",) if exception else ()), *functions)
+    return Fingerprint(hashlib.sha256("\n".join(made_of).encode("utf-8", "replace")).hexdigest(), made_of)
+
+
+def _below_handler(frames: Sequence[Named]) -> list[Named]:
+    """Return the frames from where the first signal came on: its handler raised another, which is what killed."""
+    for index, named in enumerate(frames):
+        if named.frame.found == Found.SIGNAL:
+            return list(frames[index:])
+    return list(frames)
+
+
+def _sure(frames: list[Named]) -> list[Named]:
+    """Return the frames before the first that scanning found, or all where there is nothing before it."""
+    for index, named in enumerate(frames):
+        if index and named.frame.found == Found.SCAN:
+            return frames[:index]
+    return frames
+
+
+def _own(named: Named) -> str:
+    """Return what a frame counts as; nothing of one of a runtime's, or of no module."""
+    if named.module is None or _RUNTIME_FILES.fullmatch(os.path.basename(named.module.path)):
+        return ""
+    name = _name(named)
+    return "" if named.symbol and _RUNTIME_FUNCTIONS.fullmatch(name) else name
+
+
+def _name(named: Named) -> str:
+    if named.symbol:
+        return _RUST_HASH.sub("E", _ENDINGS.sub("", named.symbol))[:_FUNCTION_MAX]
+    if named.module is None:
+        return ""
+    file = os.path.basename(named.module.path.removesuffix(" (deleted)"))
+    return f"{file}+{named.frame.lookup - named.module.bias:#x}"
+
+
+def _recursion(names: list[str]) -> list[str]:
+    """Return the functions that a stack overflow went through again and again; where in the round it came is chance."""
+    counts = Counter(names[:_RECURSION_FRAMES])
+    return sorted(name for name, count in counts.items() if count >= _RECURSION_LEAST)[:FUNCTIONS_MAX]

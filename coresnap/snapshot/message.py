@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a process left in memory of its error. What cannot be found for certain is left out, never guessed.
+
+glibc keeps the text that abort was called with, an assertion's among it, behind __abort_msg (assert/assert.c and
+sysdeps/posix/libc_fatal.c of glibc: struct abort_msg_s, an unsigned size of the whole, then the text). A C++ exception lies
+behind a header: struct __cxa_exception of the Itanium C++ ABI as of libstdc++, whose class, GNUCC++ and a NUL, is what it is
+known by. Its type_info has a pointer to its name; the text of std::runtime_error and std::logic_error, and of what derives
+from them alone, is the pointer behind their first. Rust's standard library formats the line of a panic on the stack.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from coresnap.snapshot.contents import Contents
+from coresnap.snapshot.core import Core
+from coresnap.snapshot.frames import Named
+from coresnap.snapshot.modules import AT_ENTRY, Module, Modules
+from coresnap.snapshot.symbol_values import address_of
+
+_TEXT_MAX = 4096
+_LIBC = re.compile(r"libc[-.][\d.so]+")
+_FRAMES_MAX = 24
+_FRAME_WORDS_MAX = 512
+_CLASSES = (int.from_bytes(b"GNUCC++\0", "big"), int.from_bytes(b"GNUCC++\1", "big"))
+#: From the start of a struct __cxa_exception to its unwind header, and from there to the object that was thrown.
+_HEADER_AT, _OBJECT_AT = 80, 32
+_BASES_MAX = 16
+_NAME_MAX = 1024
+_SINGLE_BASE = "_ZTVN10__cxxabiv120__si_class_type_infoE"
+_WITH_TEXT = ("St13runtime_error", "St11logic_error")
+#: Who holds a pointer to the exception when the program ends of it.
+_THROWERS = re.compile(r"__cxa_(throw|rethrow|call_terminate)|_ZSt9terminatev|_ZN10__cxxabiv111__terminateEPFvvE")
+_PANICS = re.compile(r"rust_panic|rust_begin_unwind|_RNv\w*7___rustc\w*|_ZN3std9panicking\w+|_R\w*3std9panicking\w*")
+_PANIC_BELOW_BYTES, _PANIC_ABOVE_BYTES = 64 << 10, 32 << 10
+_PANIC = re.compile(
+    rb"thread '[^'\0\n]{0,200}' (?:\(\d+\) )?panicked at [^\0\n]{1,500}:\d+:\d+:\n[^\0]{1,1000}?(?=\n|\0)"
+)
+
+
+@dataclass(frozen=True)
+class Message:
+    """The text, and the type of a C++ exception that nobody caught; either may be empty."""
+
+    text: str = ""
+    exception: str = ""
+
+
+def find(
+    core: Core, contents: Contents, listed: Modules, frames: Sequence[Named], demangle: Callable[[str], str]
+) -> Message:
+    """Return what the process said of its error; `frames` are the faulting thread's, innermost first."""
+    thrown = _exception(contents, listed, frames, demangle)
+    if thrown:
+        return thrown
+    panic = _panic(core, frames)
+    if panic:
+        return Message(panic)
+    for module in _libcs(core, listed):
+        text = _abort_text(contents, module)
+        if text:
+            return Message(text)
+    return Message()
+
+
+def _libcs(core: Core, listed: Modules) -> Iterator[Module]:
+    """Yield glibc, and the executable, which may have it inside."""
+    yield from (module for module in listed.listed if _LIBC.fullmatch(os.path.basename(module.path)))
+    main = listed.find(core.notes.auxv.get(AT_ENTRY, 0))
+    if main:
+        yield main
+
+
+def _abort_text(contents: Contents, module: Module) -> str:
+    image = contents.image(module)
+    at = address_of(image, "__abort_msg") if image else None
+    place = contents.word(at) if at else None
+    if not place:
+        return ""
+    size_bytes = int.from_bytes(contents.read(place, 4), "little")
+    if not 4 < size_bytes <= 1 << 20:
+        return ""
+    return _clean(contents.text(place + 4, min(size_bytes - 4, _TEXT_MAX)) or b"")
+
+
+def _clean(text: bytes) -> str:
+    return text.decode("utf-8", "replace").strip()
+
+
+def _exception(contents: Contents, listed: Modules, frames: Sequence[Named], demangle: Callable[[str], str]) -> Message:
+    """Find the exception in the registers and on the stack of those functions that end the program because of it."""
+    for candidate in _candidates(contents, frames):
+        if contents.word(candidate) not in _CLASSES:
+            continue
+        kind = contents.word(candidate - _HEADER_AT) or 0
+        names = list(_type_names(contents, listed, kind))
+        if not names:
+            continue
+        shown = demangle(names[0])
+        text = b""
+        if any(name in _WITH_TEXT for name in names):
+            text = contents.text(contents.word(candidate + _OBJECT_AT + 8) or 0, _TEXT_MAX) or b""
+        said = _clean(text)
+        return Message(f"{shown}: {said}" if said else shown, shown)
+    return Message()
+
+
+def _candidates(contents: Contents, frames: Sequence[Named]) -> Iterator[int]:
+    """Yield what may be pointers to an exception's header: the registers of a thrower, and the words of its frame."""
+    for index, named in enumerate(frames[:_FRAMES_MAX]):
+        if not _THROWERS.fullmatch(named.symbol):
+            continue
+        registers = named.frame.registers
+        yield from (value for name, value in registers.items() if name not in ("rip", "rsp", "pc", "sp"))
+        start = registers.get("rsp", registers.get("sp", 0))
+        above = frames[index + 1].frame.registers if index + 1 < len(frames) else {}
+        end = above.get("rsp", above.get("sp", start))
+        yield from contents.words(start, min(max(0, end - start) // 8, _FRAME_WORDS_MAX))
+
+
+def _type_names(contents: Contents, listed: Modules, kind: int) -> Iterator[str]:
+    """Yield the mangled name of a type, and those of its bases as long as there is one alone."""
+    for _ in range(_BASES_MAX):
+        table, name_at = (*contents.words(kind, 2), 0, 0)[:2]
+        name = (contents.text(name_at, _NAME_MAX) or b"").lstrip(b"*") if name_at else b""
+        if not name.isascii() or not name:
+            return
+        yield name.decode()
+        module = listed.find(table)
+        image = contents.image(module) if module else None
+        of_one_base = address_of(image, _SINGLE_BASE) if image else None
+        if of_one_base is None or table != of_one_base + 16:
+            return
+        kind = contents.word(kind + 16) or 0
+
+
+def _panic(core: Core, frames: Sequence[Named]) -> str:
+    """Find the line that Rust's default hook wrote, where the thread is in the midst of a panic."""
+    if core.machine.name not in ("x86_64", "aarch64") or not any(
+        _PANICS.fullmatch(named.symbol) for named in frames[:32]
+    ):
+        return ""
+    registers = frames[0].frame.registers
+    pointer = registers.get("rsp", registers.get("sp", 0))
+    data = core.memory.read(max(0, pointer - _PANIC_BELOW_BYTES), _PANIC_BELOW_BYTES + _PANIC_ABOVE_BYTES)
+    found = _PANIC.search(data)
+    return _clean(found[0]) if found else ""

@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The threads as the report has them: names, stacks, registers, and how each stack was found and why it ends."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from coresnap.snapshot.asset import thread_names
+from coresnap.snapshot.core import Core
+from coresnap.snapshot.frames import Frames
+from coresnap.snapshot.notes import Thread
+from coresnap.snapshot.room import Room, array, encode, member, object_of
+from coresnap.snapshot.stacks import Frame, Stack
+
+#: What all threads may take of the report.
+THREADS_MAX_BYTES = 20 << 20
+#: Registers are listed of this many threads, the one that crashed among them.
+REGISTERS_MAX = 2048
+#: A stack with more frames than these has the first and the last of them listed: where it crashed, and where it began.
+FIRST_FRAMES, LAST_FRAMES = 192, 64
+
+
+class _Entry(NamedTuple):
+    """A thread, encoded: what stands before its innermost frame's registers, and what stands behind."""
+
+    head: bytes
+    tail: bytes
+
+
+class Threads:
+    """The threads that the report has, in its order: the one that crashed is the first of all."""
+
+    def __init__(self, core: Core, asset: dict[str, bytes], frames: Frames, stacks: Mapping[int, Stack]) -> None:
+        """`stacks` are by thread id; a thread that is not among them is not listed."""
+        self._frames = frames
+        self._stacks = stacks
+        self._names = _names(core, asset)
+        self._crashed = core.notes.signal is not None
+        self._entries: dict[int, _Entry] = {}
+        self._registers: dict[int, bytes] = {}
+        self._groups: dict[bytes, list[int]] = {}
+        names = core.machine.registers
+        self._layout = struct.Struct(f"<{len(names)}Q")
+        self._registers_format = "{" + ",".join(f'"{name}":"%d"' for name in names) + "}"
+        self._sources = 0
+        #: What was looked up of the frames that are listed, in their order.
+        self.addresses: dict[int, None] = {}
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __contains__(self, tid: int) -> bool:
+        return tid in self._entries
+
+    def add(self, threads: list[Thread], room: Room) -> None:
+        """Add threads without their registers. The first of all is always there, if need be with less of its stack."""
+        leave_bytes = max(room.left_bytes // 3, room.left_bytes - THREADS_MAX_BYTES)
+        for thread in threads:
+            is_first = not self._entries
+            stack = self._stacks[thread.tid]
+            most = len(stack.frames)
+            added = self._add(thread, stack, most, room, leave_bytes)
+            while not added and is_first and most > 1:
+                most //= 2
+                added = self._add(thread, stack, most, room, leave_bytes)
+            if not added and not is_first:
+                return
+            if not added:
+                self._add_bare(thread, stack.frames[0], room)
+
+    def _add(self, thread: Thread, stack: Stack, most: int, room: Room, leave_bytes: int) -> bool:
+        """Add a thread with at most so many of its frames; say whether there was room for it."""
+        is_first = not self._entries
+        shown, left_out = _shown(stack.frames, most)
+        parts = [self._frames.entries(frame) for frame in shown]
+        innermost, *others = [part for entries in parts for part in entries]
+        fault = b"true" if is_first and self._crashed else b"false"
+        faulted = b',"faulted":' + fault if is_first else b""
+        name = encode(self._names.get(thread.tid, ""))
+        head = b'"%d":{"name":%b,"fault":%b,"stack":[{%b%b' % (thread.tid, name, fault, innermost, faulted)
+        tail = b"}" + b"".join([b",{%b}" % part for part in others]) + b"]}"
+        sources = self._frames.sources
+        if not room.take(b",".join((head + tail, *sources[self._sources :])), leave_bytes=leave_bytes):
+            return False
+        self._sources = len(sources)
+        self._entries[thread.tid] = _Entry(head, tail)
+        found = [
+            ("inlined",) * (len(entries) - 1) + (frame.found,) for entries, frame in zip(parts, shown, strict=True)
+        ]
+        self._group(thread.tid, stack, [one for ones in found for one in ones], left_out)
+        self.addresses.update(dict.fromkeys(frame.lookup for frame in shown))
+        return True
+
+    def _add_bare(self, thread: Thread, frame: Frame, room: Room) -> None:
+        fault = b"true" if self._crashed else b"false"
+        head = b'"%d":{"name":"","fault":%b,"stack":[{"address":"%d","faulted":%b' % (
+            *(thread.tid, fault, frame.address, fault),
+        )
+        room.take(head + b"}]}")
+        self._entries[thread.tid] = _Entry(head, b"}]}")
+
+    def _group(self, tid: int, stack: Stack, found: list[str], left_out: int) -> None:
+        note: dict[str, Any] = {"end": stack.end, "found": found}
+        note |= {"detail": stack.detail[:200]} if stack.detail else {}
+        note |= {"frames_left_out": left_out} if left_out else {}
+        self._groups.setdefault(encode(note)[1:-1], []).append(tid)
+
+    def add_registers(self, threads: list[Thread], room: Room) -> int:
+        """Add the registers of the threads that have entries; return of how many there was room for them."""
+        for count, thread in enumerate(threads):
+            values = self._registers_format % self._layout.unpack(thread.raw)
+            registers = b',"registers":' + values.encode()
+            if not room.take(registers):
+                return count
+            self._registers[thread.tid] = registers
+        return len(threads)
+
+    def sources(self) -> list[bytes]:
+        """Return the members of sourceCode that the frames refer to."""
+        return self._frames.sources[: self._sources]
+
+    def encoded(self) -> bytes:
+        """Return the report's threads."""
+        return object_of(
+            entry.head + self._registers.get(tid, b"") + entry.tail for tid, entry in self._entries.items()
+        )
+
+    def notes(self, room: Room) -> tuple[bytes, int, int]:
+        """Return how the stacks were found and why they end, equal ones together; of how many of how many there was room."""
+        kept = []
+        for note, tids in self._groups.items():
+            whole = object_of((note, member("threads", array(b'"%d"' % tid for tid in tids))))
+            if not room.take(whole):
+                break
+            kept.append(whole)
+        return array(kept), len(kept), len(self._groups)
+
+
+def _shown(frames: list[Frame], most: int) -> tuple[list[Frame], int]:
+    """Return the frames that are listed, and how many after the first FIRST_FRAMES, or after `most`, are not."""
+    if most < len(frames):
+        return frames[: min(most, FIRST_FRAMES)], len(frames) - min(most, FIRST_FRAMES)
+    if len(frames) <= FIRST_FRAMES + LAST_FRAMES:
+        return frames, 0
+    return frames[:FIRST_FRAMES] + frames[-LAST_FRAMES:], len(frames) - FIRST_FRAMES - LAST_FRAMES
+
+
+def _names(core: Core, asset: dict[str, bytes]) -> dict[int, str]:
+    """Return the threads' names. A core has only that of the process's first thread.
+
+    The asset numbers threads as the host does, a core as the process's own pid namespace does: names fit where the numbers do.
+    """
+    names = thread_names(asset.get("proc/task", b""))
+    return names if core.notes.pid in names else {core.notes.pid: core.notes.command}
