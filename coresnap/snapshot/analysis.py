@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from coresnap.snapshot import message, modules, signals, stacks
+from coresnap.snapshot import message, modules, signals
 from coresnap.snapshot.classify import Crash, classify
 from coresnap.snapshot.contents import Contents
 from coresnap.snapshot.core import Core
@@ -16,6 +16,7 @@ from coresnap.snapshot.images import Images
 from coresnap.snapshot.modules import Modules
 from coresnap.snapshot.notes import Thread
 from coresnap.snapshot.stacks import Frame, Stack
+from coresnap.snapshot.unwind.unwinder import Unwinder
 
 _FRAMES_KNOWN_MAX = 1 << 18
 
@@ -44,7 +45,7 @@ def analyse(
     """Return all that can be found. What cannot is left out, and `missing` says what that is."""
     listed = modules.list_modules(core)
     frames = Frames(listed, names or Nameless(), places)
-    found = _stacks(core, stack or (lambda thread: stacks.stack(core, thread)))
+    found = _stacks(core, stack or Unwinder(core, listed, images).stack)
     frames.find({frame.lookup for one in found.values() for frame in one.frames})
     named = [frames.named(frame) for frame in found[core.notes.threads[0].tid].frames]
     contents = Contents(core, listed, images)
@@ -78,5 +79,5 @@ def _stacks(core: Core, stack: Callable[[Thread], Stack]) -> dict[int, Stack]:
             if same is None:
                 same = known[key] = Frame(*key[:2], frame.found, {})
             frames.append(same)
-        result[thread.tid] = Stack(frames, whole.end, whole.detail)
+        result[thread.tid] = replace(whole, frames=frames)
     return result

@@ -16,6 +16,7 @@ from coresnap.snapshot.notes import Machine, Notes
 
 _READ_MAX_BYTES = 16 << 20
 _PIECES_MAX = 64
+_ADDRESS_MAX = (1 << 64) - 1
 _HINT = "gdb reads this one; the core is kept"
 
 
@@ -28,6 +29,7 @@ class Memory:
         self._sizes = array("Q")
         self._offsets = array("Q")
         self._executable = array("Q")
+        self._executable_ends = array("Q")
 
     def load(self, segments: Iterable[elf.Segment]) -> None:
         """Take the segments. A core may have them in any order (kernel.core_sort_vma)."""
@@ -38,7 +40,11 @@ class Memory:
                 self._offsets.append(segment.offset)
             if segment.type == elf.PT_LOAD and segment.flags & elf.PF_X:
                 self._executable.append(segment.vaddr)
-        self._executable = array("Q", sorted(self._executable))
+                self._executable_ends.append(min(segment.vaddr + segment.memsz, _ADDRESS_MAX))
+        order = sorted(range(len(self._executable)), key=self._executable.__getitem__)
+        self._executable, self._executable_ends = (
+            array("Q", [column[index] for index in order]) for column in (self._executable, self._executable_ends)
+        )
         order = sorted(range(len(self._starts)), key=self._starts.__getitem__)
         self._starts, self._sizes, self._offsets = (
             array("Q", [column[index] for index in order]) for column in (self._starts, self._sizes, self._offsets)
@@ -69,6 +75,11 @@ class Memory:
         """Say whether an executable segment starts from `start` on and before `end`, be it in the core or left out."""
         index = bisect.bisect_left(self._executable, start)
         return index < len(self._executable) and self._executable[index] < end
+
+    def has_code(self, address: int) -> bool:
+        """Say whether an executable segment has the address, be its bytes in the core or left out."""
+        index = bisect.bisect_right(self._executable, address) - 1
+        return index >= 0 and address < self._executable_ends[index]
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-
-from coresnap.snapshot.core import Core
-from coresnap.snapshot.notes import Thread
+from typing import NamedTuple
 
 
 class Found(StrEnum):
@@ -38,8 +36,7 @@ class End(StrEnum):
     NOT_UNWOUND = "not unwound"
 
 
-@dataclass(frozen=True, slots=True)
-class Frame:
+class Frame(NamedTuple):
     """A frame: its program counter, and the registers that are known in it.
 
     `lookup` is the address to be named: a return address may lie behind the function that called.
@@ -58,15 +55,13 @@ class Frame:
 
 @dataclass(frozen=True, slots=True)
 class Stack:
-    """The frames of a thread, innermost first, at least one; and why there are no more, which `detail` may say closer."""
+    """The frames of a thread, innermost first, at least one; and why there are no more, which `detail` may say closer.
+
+    Of very many frames `omitted` are left out: those between the first `omitted_at` and the others.
+    """
 
     frames: list[Frame] = field(default_factory=list)
     end: End = End.NOT_UNWOUND
     detail: str = ""
-
-
-def stack(core: Core, thread: Thread) -> Stack:
-    """Return the stack of a thread, its innermost frame alone."""
-    registers = thread.registers()
-    address = registers[core.machine.program_counter]
-    return Stack([Frame(address, address, Found.REGISTERS, registers)])
+    omitted: int = 0
+    omitted_at: int = 0

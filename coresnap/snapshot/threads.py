@@ -104,6 +104,7 @@ class Threads:
     def _group(self, tid: int, stack: Stack, found: list[str], left_out: int) -> None:
         note: dict[str, Any] = {"end": stack.end, "found": found}
         note |= {"detail": stack.detail[:200]} if stack.detail else {}
+        left_out += stack.omitted
         note |= {"frames_left_out": left_out} if left_out else {}
         self._groups.setdefault(encode(note)[1:-1], []).append(tid)
 

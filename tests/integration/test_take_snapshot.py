@@ -82,7 +82,7 @@ def test_threads_and_registers_are_gdbs(dump: _Dump) -> None:
     assert len(ours) == dump.threads
     assert set(ours) == set(theirs)
     for tid, known in theirs.items():
-        [frame] = ours[tid]["stack"]
+        frame = ours[tid]["stack"][0]
         common = {name: int(value) for name, value in frame["registers"].items() if name in known}
         assert set(common) >= {"rip", "rsp"} or set(common) >= {"pc", "sp"}
         assert common == {name: known[name] for name in common}

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is guessed of a frame's caller where no table tells: by the code's own words, by frame pointers, by a scan.
+
+A guess counts only if the return address that it gives is executable and, where the code can be read, follows a call.
+"""
+
+from __future__ import annotations
+
+from coresnap.snapshot.stacks import Found
+from coresnap.snapshot.unwind.code import Code
+from coresnap.snapshot.unwind.encoding import MASK
+from coresnap.snapshot.unwind.expressions import Unread
+from coresnap.snapshot.unwind.machine import Machine
+from coresnap.snapshot.unwind.words import Words
+
+#: How far a stack is looked through, and how far up a frame pointer may point.
+_SCAN_WORDS = 512
+_FRAME_MAX_BYTES = 1 << 20
+
+Guess = tuple[Found, list[int]]
+
+
+class Guesses:
+    """Guesses at the callers of frames of a machine whose calls push the return address."""
+
+    def __init__(self, code: Code, words: Words, machine: Machine) -> None:
+        self._code = code
+        self._words = words
+        self._machine = machine
+
+    def caller(self, registers: list[int], *, exact: bool) -> Guess | None:
+        """Return the caller's registers, and how they were found. `exact`: the frame has not called, it was stopped.
+
+        Raises Unread where the core does not have the top of the stack.
+        """
+        top = self._popped(registers, registers[self._machine.stack_pointer])
+        if exact and top is not None:
+            jumped = not self._code.is_executable(registers[self._machine.program_counter])
+            return Found.RETURN_ADDRESS if jumped else Found.SCAN, top
+        framed = self._framed(registers)
+        if framed is not None:
+            return Found.FRAME_POINTER, framed
+        scanned = self._scanned(registers)
+        return (Found.SCAN, scanned) if scanned is not None else None
+
+    def signal(self, registers: list[int]) -> list[int] | None:
+        """Return the registers that a signal interrupted, where the frame is the instructions that return from its handler."""
+        machine = self._machine
+        address = registers[machine.program_counter]
+        for code in machine.sigreturn:
+            if self._code.read(address, len(code)) == code:
+                stack = registers[machine.stack_pointer]
+                return [self._words.word(stack + machine.context[number]) for number in range(len(registers))]
+        return None
+
+    def _popped(self, registers: list[int], place: int) -> list[int] | None:
+        """Return the registers behind a return that finds its address at a place."""
+        address = self._words.word(place)
+        if not self._code.is_return_address(address):
+            return None
+        caller = list(registers)
+        caller[self._machine.program_counter] = address
+        caller[self._machine.stack_pointer] = place + 8 & MASK
+        return caller
+
+    def _framed(self, registers: list[int]) -> list[int] | None:
+        """By the frame pointer: it points to where the caller's is saved, and above that the return address."""
+        machine = self._machine
+        frame = registers[machine.frame_pointer]
+        if frame & 7 or not 0 <= frame - registers[machine.stack_pointer] <= _FRAME_MAX_BYTES:
+            return None
+        try:
+            caller = self._popped(registers, frame + 8)
+            if caller is not None:
+                caller[machine.frame_pointer] = self._words.word(frame)
+        except Unread:
+            return None
+        return caller
+
+    def _scanned(self, registers: list[int]) -> list[int] | None:
+        stack = registers[self._machine.stack_pointer] + 7 & MASK & ~7
+        try:
+            for place in range(stack, stack + 8 * _SCAN_WORDS, 8):
+                caller = self._popped(registers, place)
+                if caller is not None:
+                    return caller
+        except Unread:
+            pass  # the end of the stack
+        return None
