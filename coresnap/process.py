@@ -28,6 +28,7 @@ import sys
 if __name__ == "__main__":
     sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
 
+import re
 import time
 from typing import Any
 
@@ -90,6 +91,10 @@ class Processing:
             "uid": victim["uid"] or 0,
             "signal": victim["signal"] or 0,
             "snapshot_command": settings.snapshot_command,
+            "own_options": [
+                f"--stack-bytes={settings.snapshot_stack_bytes}",
+                f"--environ={' '.join(settings.snapshot_environ)}",
+            ],
             "defaults_command": settings.defaults_command,
             "snapshot_timeout_usec": settings.snapshot_timeout_usec,
             "defaults_timeout_usec": settings.defaults_timeout_usec,
@@ -112,6 +117,7 @@ class Processing:
         """Give the core its lasting form and name, and tell the journal of the crash, once."""
         answer = answer or {}
         document["package"] = document["package"] or _package(answer.get("package"))
+        document["fingerprint"] = _fingerprint(answer.get("fingerprint")) or document["fingerprint"]
         core = document["core"]
         if core["compressed_bytes"] is None and durable.exists(dump.fd, COMPRESSED):
             if document["failure"] is None and answer.get("compressed") is True:
@@ -174,6 +180,11 @@ def _package(told: object) -> dict[str, str | None] | None:
     texts = {key: told.get(key) for key in record.FIELDS["package"].shape}
     package = {key: text[:_PACKAGE_MAX] if isinstance(text, str) else None for key, text in texts.items()}
     return package if any(package.values()) else None
+
+
+def _fingerprint(told: object) -> str | None:
+    """Return the fingerprint that a worker tells, which is hostile, if it is one."""
+    return told if isinstance(told, str) and re.fullmatch("[0-9a-f]{64}", told) else None
 
 
 def _take_compressed(dump: Dump, core: dict[str, Any]) -> None:

@@ -31,6 +31,7 @@ from coresnap.ground.formats import expand
 from coresnap.snapshot.asset import read_asset
 from coresnap.snapshot.core import open_core
 from coresnap.snapshot.modules import main_package
+from coresnap.snapshot.report import HEAD_BYTES, fingerprint_of
 from coresnap.spool import compressed, coredump, record, stages
 
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -47,6 +48,7 @@ _FIELDS = {
     "uid": int,
     "signal": int,
     "snapshot_command": list,
+    "own_options": list,
     "defaults_command": list,
     "snapshot_timeout_usec": int,
     "defaults_timeout_usec": int,
@@ -70,6 +72,7 @@ def work(connection: socket.socket) -> int:
         answer = _process(request, files)
         if answer["status"] == "done":
             answer["package"] = _package(files[stages.CORE])
+            answer["fingerprint"] = fingerprint_of(os.pread(files["snapshot"], HEAD_BYTES, 0))
         if compressed_fd >= 0 and answer["status"] == "done":
             answer |= _compress(request, files[stages.CORE], compressed_fd)
     except CoresnapError as error:
@@ -105,7 +108,7 @@ def _process(request: dict[str, Any], files: dict[str, int]) -> dict[str, Any]:
         if result.status != 0:
             return {"version": 1, "status": "failed", "detail": f"defaults.command: {result.ending()}"}
         environment["BACKTRACE_DEFAULTS"] = result.output.decode("utf-8", "replace").replace("\0", "")
-    argv = _command(expand(request["snapshot_command"], _formats(request, files)))
+    argv = _command(expand(request["snapshot_command"], _formats(request, files)), request["own_options"])
     result = runner.run(
         argv,
         timeout_usec=request["snapshot_timeout_usec"],
@@ -171,10 +174,10 @@ def _formats(request: dict[str, Any], files: dict[str, int]) -> dict[str, str]:
     }
 
 
-def _command(argv: list[str]) -> list[str]:
-    """Find coresnap's own snapshot program where it is: beside this one."""
+def _command(argv: list[str], own_options: list[str]) -> list[str]:
+    """Find coresnap's own snapshot program where it is, beside this one; what the settings say of its reports goes to it."""
     if argv[0] == "coresnap-snapshot":
-        return [*program.argv_of("take_snapshot"), *argv[1:]]
+        return [*program.argv_of("take_snapshot"), *own_options, *argv[1:]]
     return [shutil.which(argv[0], path=_PATH) or argv[0], *argv[1:]]
 
 

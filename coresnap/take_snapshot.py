@@ -3,7 +3,8 @@
 """coresnap-snapshot - turn a core into a report
 
 SYNOPSIS
-    coresnap-snapshot -o OUT [--kv KEY:VALUE]... [--resource ASSET] --core CORE [EXECUTABLE]
+    coresnap-snapshot -o OUT [--kv KEY:VALUE]... [--resource ASSET] [--stack-bytes BYTES] [--environ NAMES]
+                      --core CORE [EXECUTABLE]
 
 DESCRIPTION
     Reads an ELF core of a 64-bit Linux process and writes a report in Backtrace's JSON format: the signal and the
@@ -13,6 +14,8 @@ DESCRIPTION
     -o OUT            the file to write; - is standard output
     --kv KEY:VALUE    an attribute of the report; coresnap.object is the report's UUID
     --resource ASSET  the TAR that archive made beside the core
+    --stack-bytes BYTES  memory around each thread's stack pointer that the report has (1024); 0 is none
+    --environ NAMES   variables of the environment in the asset that the report has, * at the end for any rest (none)
     --core CORE       the core
     EXECUTABLE        the path of the executable, for its name
 
@@ -73,6 +76,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("-o", "--output", metavar="OUT", required=True, help="the file to write; - is standard output")
     parser.add_argument("--kv", metavar="KEY:VALUE", action="append", default=[], type=_pair, help="an attribute")
     parser.add_argument("--resource", metavar="ASSET", help="the TAR that archive made beside the core")
+    parser.add_argument("--stack-bytes", metavar="BYTES", type=_stack_bytes, default=1024, help="memory of each stack")
+    parser.add_argument("--environ", metavar="NAMES", type=str.split, default=[], help="variables that are allowed")
     parser.add_argument("--core", metavar="CORE", required=True, help="the core")
     parser.add_argument("executable", metavar="EXECUTABLE", nargs="?", default="", help="the path of the executable")
     options = parser.parse_args(arguments)
@@ -87,6 +92,13 @@ def _pair(text: str) -> tuple[str, str]:
     if key == _OBJECT and not is_uuid(value):
         raise argparse.ArgumentTypeError(f"{printable(text, 100)}: a UUID in lower case expected")
     return key, value[:_VALUE_MAX]
+
+
+def _stack_bytes(text: str) -> int:
+    """Read a number of bytes, up to a MiB."""
+    if text.isascii() and text.isdigit() and len(text) < 8 and int(text) <= 1 << 20:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{printable(text, 100)}: bytes expected, up to {1 << 20}")
 
 
 def _is_key(key: str) -> bool:
@@ -113,7 +125,7 @@ def _report(options: argparse.Namespace) -> bytes:
                 executable=options.executable,
                 more=more,
                 missing=missing,
-                options=Options(max_bytes=_max_bytes()),
+                options=Options(options.stack_bytes, tuple(options.environ), max_bytes=_max_bytes()),
             )
     except BadInput as error:
         raise BadInput(f"{name}: {error}", hint=error.hint) from error

@@ -204,6 +204,7 @@ def _record(capture: Capture, dump: Dump, core: "dict[str, object]", assets: "di
         "assets": assets,
         "package": None,
         "snapshot": None,
+        "fingerprint": None,
         "journaled_usec": None,
         "attempts": {"process": 0, "send": 0},
         "next_try_usec": None,

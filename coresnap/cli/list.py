@@ -10,20 +10,26 @@ the executable; the time of the crash; what it takes on the disk. The last line 
 A dump whose record cannot be read is listed with ? and a note on standard error. A dump without c has lost its core
 to something other than coresnap.
 
+--group prints a line for each bug instead, by the fingerprint of its crashes, those with the most dumps first: how many
+dumps, the executable and the signal of the latest, its time, the beginning of the fingerprint, and the latest. A dump has a
+fingerprint once its snapshot is made; without one, - stands for it, and dumps of one executable and signal are together.
+
 --json prints one array, in the same order: stage, uuid, files (null where they may not be seen), record (dump.json,
-whole) and problem (why the record is null).
+whole) and problem (why the record is null). With --group: fingerprint, count, first_usec, last_usec, executables, signals
+and uuids, oldest first.
 
 examples:
   coresnap list failed                       what has been given up on
   coresnap list --since yesterday --signal SEGV
   coresnap list --exe '/opt/*' -n 10         the latest ten of programs below /opt
+  coresnap list --group --since "7d ago"    which bugs crashed most this week
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from coresnap.cli import dumps, terminal, words
+from coresnap.cli import dumps, groups, terminal, words
 from coresnap.ground.text import human_bytes, printable
 from coresnap.spool import stages
 
@@ -32,6 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from coresnap.cli.dumps import Entry
+    from coresnap.cli.groups import Group
 
 _FLAGS = ((dumps.CORE, "c"), (dumps.SNAPSHOT, "s"), (dumps.ASSETS, "a"))
 
@@ -47,6 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--until", type=words.moment, metavar="TIME", help="only up to then")
     parser.add_argument("-n", type=words.count, metavar="N", dest="most", help="only the latest N")
     parser.add_argument("-1", action="store_const", const=1, dest="most", help="only the latest one")
+    parser.add_argument("--group", action="store_true", help="a line for each bug, not for each dump")
     output = parser.add_mutually_exclusive_group()
     output.add_argument("--uuid", action="store_true", help="print whole UUIDs")
     output.add_argument("--json", action="store_true", help="print JSON")
@@ -63,7 +71,9 @@ def run(args: argparse.Namespace) -> int:
     chosen = [entry for entry in found if _wanted(entry, args)]
     if args.most is not None:
         chosen = chosen[-args.most :] if args.most > 0 else []
-    if args.json:
+    if args.group and (args.json or chosen):
+        _print_groups(groups.group(chosen), as_json=args.json)
+    elif args.json:
         terminal.print_json([entry.as_json() for entry in chosen])
     elif chosen:
         _print(chosen, whole=args.uuid)
@@ -87,6 +97,18 @@ def _wanted(entry: Entry, args: argparse.Namespace) -> bool:
         if wanted is not None and victim.get(name) != wanted:
             return False
     return args.exe is None or words.matches(victim, args.exe)
+
+
+def _print_groups(found: Sequence[Group], *, as_json: bool) -> None:
+    if as_json:
+        terminal.print_json([one.as_json() for one in found])
+        return
+    rows = [one.row() for one in found]
+    widths = [max(len(row[column]) for row in rows) for column in range(6)]
+    for count, *texts in rows:
+        print(
+            " ".join([count.rjust(widths[0]), *(t.ljust(w) for t, w in zip(texts, widths[1:], strict=True))]).rstrip()
+        )
 
 
 def _print(entries: Sequence[Entry], *, whole: bool) -> None:

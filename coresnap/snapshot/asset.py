@@ -22,7 +22,7 @@ _MEMBERS_MAX = 200
 _LINES_MAX = 1000
 _THREADS_MAX = 65536
 #: The members that a report draws on.
-_PROC = ("status", "stat", "exe", "task")
+_PROC = ("status", "stat", "exe", "task", "environ")
 _HOST = ("meminfo", "uptime", "version", "stat", "hostname")
 _NAMES = {*(f"proc/{name}" for name in _PROC), *(f"host/{name}" for name in _HOST)}
 

@@ -78,6 +78,7 @@ FIELDS: "dict[str, Any]" = {
     "assets": {"size_bytes": _INT, "missing": _List(_STR, 100)},
     "package": _Optional(dict.fromkeys(("name", "version", "type", "architecture"), _STR_OR_NULL)),
     "snapshot": _Optional({"size_bytes": _INT, "sha256": _STR}),
+    "fingerprint": _STR_OR_NULL,
     "journaled_usec": _INT_OR_NULL,
     "attempts": {"process": _INT, "send": _INT},
     "next_try_usec": _INT_OR_NULL,
@@ -100,6 +101,7 @@ def parse(data: bytes) -> "Record":
         )
     if version != VERSION:
         raise BadInput(f"{NAME}: version: {VERSION} expected")
+    document.setdefault("fingerprint", None)  # a record from before there were any
     _check(document, FIELDS, "")
     return document  # type: ignore[no-any-return]  # _check has just established it
 

@@ -96,6 +96,36 @@ def test_list_prints_the_documented_columns_and_footer(made: Made) -> None:
     assert (listed.returncode, listed.stderr) == (0, "")
 
 
+def test_list_groups_the_dumps_of_one_bug(made: Made) -> None:
+    """Bugs with the most dumps come first; dumps without a fingerprint are together by executable and signal."""
+    usec = 1492210180_000000
+    mark, other = "ab" * 32, "cd" * 32
+    spools.add(made, "committed", A, time_usec=usec, fingerprint=other, signal=6)
+    spools.add(made, "pending", B, time_usec=usec + 1000000, fingerprint=mark, exe="/opt/vim.tiny")
+    spools.add(made, "sending", C, time_usec=usec + 2000000, fingerprint=mark)
+    for signal in (11, 11, 11, 8):
+        spools.add(made, "pending", time_usec=usec - 1000000, signal=signal, exe=HOSTILE)
+    listed = coresnap(made, "list", "--group")
+    lines = [line.split() for line in listed.stdout.splitlines()]
+    assert [(line[0], *line[2:3], line[-2]) for line in lines] == [
+        ("3", "SIGSEGV", "-"),
+        ("2", "SIGSEGV", "abababababab"),
+        ("1", "SIGABRT", "cdcdcdcdcdcd"),
+        ("1", "SIGFPE", "-"),
+    ]
+    assert lines[1][1] == "vim.basic", "the latest tells what it is called"
+    assert lines[1][-1] == f"sending/{C[:12]}..."
+    assert "\x1b" not in listed.stdout
+    first, second, *_more = json.loads(coresnap(made, "list", "--group", "--json").stdout)
+    assert (first["fingerprint"], first["count"], first["executables"]) == (None, 3, [HOSTILE])
+    assert second == {
+        **{"fingerprint": mark, "count": 2, "first_usec": usec + 1000000, "last_usec": usec + 2000000},
+        **{"executables": ["vim.basic", "vim.tiny"], "signals": [11], "uuids": [B, C]},
+    }
+    assert coresnap(made, "list", "--group", "--signal", "4").stderr == "coresnap: no such dump\n"
+    assert json.loads(coresnap(made, "list", "--group", "--json", "--signal", "4").stdout) == []
+
+
 def test_list_is_sorted_by_time_across_stages_and_filtered(made: Made) -> None:
     day = 86400 * 10**6
     spools.add(made, "committed", A, time_usec=3 * day, pid=1, signal=6)

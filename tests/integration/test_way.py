@@ -16,9 +16,10 @@ import pytest
 from coresnap.ground import durable
 from coresnap.spool import coredump, record
 from coresnap.spool.stages import STAGES, Spool
-from tests.crash import crash
+from tests.crash import build, crash
 from tests.support import packaged
 from tests.support.site import REPOSITORY, Site, assert_whole
+from tests.unit.test_snapshot import VALIDATOR
 
 
 def _only(site: Site) -> tuple[str, dict[str, Any]]:
@@ -45,6 +46,25 @@ def test_all_the_way(site: Site, real_core: Path) -> None:
         receipt = json.loads((path / "receipt.json").read_text())
         assert receipt["uuid"] == path.name
         assert not receipt["already_there"]
+
+
+def test_the_settings_say_what_is_in_a_report_and_its_fingerprint_is_on_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The crash is real, with its evidence; what its environment may show is a matter of two lists."""
+    more = {"snapshot.stack_bytes": "256", "snapshot.environ": "TZ LC_*"}
+    site = Site(tmp_path / "site", **more)
+    for name, value in {"TZ": "Europe/Vienna", "LC_ALL": "C", "LC_SECRET": "", "LCX": "1", "PWD": "/"}.items():
+        monkeypatch.setenv(name, value)
+    with crash([build("crash"), "null", "3"]) as crashed:
+        site.archive(crashed.core, *crashed.core_pattern()).check_returncode()
+    assert site.run("process", "--once").returncode == 0
+    ((_stage, path),) = site.dumps()
+    report = json.loads((path / "snapshot").read_bytes())
+    VALIDATOR.validate(report)
+    assert report["annotations"]["environment"] == {"TZ": "Europe/Vienna", "LC_ALL": "C", "LC_SECRET": ""}
+    assert [region["size"] for region in report["memory"]] == [256] * 3
+    assert record.parse((path / "dump.json").read_bytes())["fingerprint"] == report["fingerprint"]
 
 
 def test_commands_get_words_not_a_shell(tmp_path: Path, real_core: Path) -> None:

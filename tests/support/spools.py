@@ -76,6 +76,7 @@ def document(uuid: str, **changes: Any) -> record.Record:
         "assets": {"size_bytes": 10240, "missing": []},
         "package": None,
         "snapshot": None,
+        "fingerprint": None,
         "journaled_usec": None,
         "attempts": {"process": 0, "send": 0},
         "next_try_usec": None,

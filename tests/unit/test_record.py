@@ -23,6 +23,7 @@ GOOD: dict[str, Any] = {
     "assets": {"size_bytes": 0, "missing": ["proc/maps"]},
     "package": None,
     "snapshot": None,
+    "fingerprint": None,
     "journaled_usec": None,
     "attempts": {"process": 0, "send": 0},
     "next_try_usec": None,
@@ -43,6 +44,10 @@ def _with(path: str, value: Any) -> dict[str, Any]:
 
 def _without(name: str) -> dict[str, Any]:
     return {key: value for key, value in GOOD.items() if key != name}
+
+
+def test_a_record_from_before_there_were_fingerprints() -> None:
+    assert record.parse(json.dumps(_without("fingerprint")).encode())["fingerprint"] is None
 
 
 BAD = [

@@ -153,6 +153,20 @@ class Values:
         Largest snapshot that is taken from snapshot.command.
         """,
     )
+    snapshot_stack_bytes: int = _row(
+        "snapshot.stack_bytes", kinds.Bytes(0, _M), "1K", "snapshot", """
+        Memory around each thread's stack pointer that a report of coresnap's own has; 0 is none. All of it is 8 MiB at
+        most. It may hold secrets, as a core does.
+        """,
+    )
+    snapshot_environ: tuple[str, ...] = _row(
+        "snapshot.environ", kinds.Words(r"[A-Za-z_][A-Za-z0-9_]*[*]?|[*]", "names of variables, * for the rest of one"),
+        "PATH LANG LANGUAGE LC_* TERM SHELL TZ TMPDIR LD_LIBRARY_PATH LD_PRELOAD GOTRACEBACK INVOCATION_ID",
+        "snapshot", """
+        Environment variables of the crashed process, of those that archive.environ keeps, that a report of coresnap's
+        own has. An asterisk at the end stands for any rest; empty has none.
+        """,
+    )
     core_compress: str = _row(
         "core.compress", kinds.Choice(("zstd", "none")), "zstd", "snapshot", """
         How cores are kept once their snapshot is made: zstd compresses them, where that makes them smaller, the disk has
