@@ -18,8 +18,7 @@ from coresnap.snapshot.stacks import Frame, Stack
 THREADS_MAX_BYTES = 20 << 20
 #: Registers are listed of this many threads, the one that crashed among them.
 REGISTERS_MAX = 2048
-#: A stack with more frames than these has the first and the last of them listed: where it crashed, and where it began.
-FIRST_FRAMES, LAST_FRAMES = 192, 64
+_DETAIL_MAX = 200
 
 
 class _Entry(NamedTuple):
@@ -73,7 +72,7 @@ class Threads:
     def _add(self, thread: Thread, stack: Stack, most: int, room: Room, leave_bytes: int) -> bool:
         """Add a thread with at most so many of its frames; say whether there was room for it."""
         is_first = not self._entries
-        shown, left_out = _shown(stack.frames, most)
+        shown = stack.frames[:most]
         parts = [self._frames.entries(frame) for frame in shown]
         innermost, *others = [part for entries in parts for part in entries]
         fault = b"true" if is_first and self._crashed else b"false"
@@ -89,7 +88,7 @@ class Threads:
         found = [
             ("inlined",) * (len(entries) - 1) + (frame.found,) for entries, frame in zip(parts, shown, strict=True)
         ]
-        self._group(thread.tid, stack, [one for ones in found for one in ones], left_out)
+        self._group(thread.tid, stack, len(shown), [one for ones in found for one in ones])
         self.addresses.update(dict.fromkeys(frame.lookup for frame in shown))
         return True
 
@@ -101,11 +100,14 @@ class Threads:
         room.take(head + b"}]}")
         self._entries[thread.tid] = _Entry(head, b"}]}")
 
-    def _group(self, tid: int, stack: Stack, found: list[str], left_out: int) -> None:
+    def _group(self, tid: int, stack: Stack, shown: int, found: list[str]) -> None:
+        """Note why the stack ends, and what of it is left out, by the unwinder or here."""
         note: dict[str, Any] = {"end": stack.end, "found": found}
-        note |= {"detail": stack.detail[:200]} if stack.detail else {}
-        left_out += stack.omitted
-        note |= {"frames_left_out": left_out} if left_out else {}
+        if stack.detail:
+            note["detail"] = stack.detail[:_DETAIL_MAX]
+        left_out = len(stack.frames) - shown + stack.omitted
+        if left_out:
+            note |= {"left_out": left_out, "left_out_at": min(shown, stack.omitted_at or shown)}
         self._groups.setdefault(encode(note)[1:-1], []).append(tid)
 
     def add_registers(self, threads: list[Thread], room: Room) -> int:
@@ -137,15 +139,6 @@ class Threads:
                 break
             kept.append(whole)
         return array(kept), len(kept), len(self._groups)
-
-
-def _shown(frames: list[Frame], most: int) -> tuple[list[Frame], int]:
-    """Return the frames that are listed, and how many after the first FIRST_FRAMES, or after `most`, are not."""
-    if most < len(frames):
-        return frames[: min(most, FIRST_FRAMES)], len(frames) - min(most, FIRST_FRAMES)
-    if len(frames) <= FIRST_FRAMES + LAST_FRAMES:
-        return frames, 0
-    return frames[:FIRST_FRAMES] + frames[-LAST_FRAMES:], len(frames) - FIRST_FRAMES - LAST_FRAMES
 
 
 def _names(core: Core, asset: dict[str, bytes]) -> dict[int, str]:

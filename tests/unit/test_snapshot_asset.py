@@ -114,7 +114,7 @@ def test_a_name_cannot_pass_for_another_line(core: Path) -> None:
 
 
 def test_only_plain_files_of_known_names(tmp_path: Path) -> None:
-    members = {"proc/status": b"first", "proc/../../etc/passwd": b"x", "/proc/stat": b"x", "proc/environ": b"SECRET=1"}
+    members = {"proc/status": b"first", "proc/../../etc/passwd": b"x", "/proc/stat": b"x", "proc/maps": b"x"}
     path = _tar(tmp_path / "a.tar", members, stat=tarfile.SYMTYPE, exe=tarfile.LNKTYPE, task=tarfile.FIFOTYPE)
     missing: list[str] = []
     assert read_asset(str(path), missing) == {"proc/status": b"first"}
