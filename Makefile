@@ -8,16 +8,18 @@ VENV := build/venv
 RUN_NEEDS := python3-systemd python3-sdnotify python3-requests python3-jsonschema zstd
 DEMO_NEEDS := $(RUN_NEEDS) gcc libc6-dev gdb
 TEST_NEEDS := $(DEMO_NEEDS) make systemd python3-pytest e2fsprogs mount util-linux binutils elfutils
+CORPUS_NEEDS := g++ clang musl-tools golang-go rustc libc6-dbg xz-utils
 VENV_NEEDS := python3-venv python3-dev gcc libc6-dev libsystemd-dev pkg-config
 SYSTEM_NEEDS := $(DEMO_NEEDS) python3-pytest qemu-system-x86 qemu-utils mmdebstrap e2fsprogs systemd-container mount util-linux
 LINT_NEEDS := $(VENV_NEEDS) shellcheck
 
-.PHONY: help demo test test-venv smoke test-system proof check lint bench generate install clean
+.PHONY: help demo test test-venv corpus smoke test-system proof check lint bench generate install clean
 
 help:
 	@echo 'make demo       a real program crashes; its dump goes all the way to a store'
 	@echo 'make test       the tests, with $(PYTHON) and its distribution packages'
 	@echo 'make test-venv  the same in a virtual environment from PyPI'
+	@echo 'make corpus     hundreds of programs die; the snapshots are held against gdb, frame by frame (minutes)'
 	@echo 'make smoke      the shorter tests in virtual machines with kernels of their own (minutes; root)'
 	@echo 'make test-system  all tests in virtual machines with kernels of their own (tens of minutes; root)'
 	@echo 'make proof      the long run: power cuts again and again, crashes by the thousand (hours; root)'
@@ -38,6 +40,10 @@ test:
 test-venv: $(VENV)/stamp
 	@tools/need $(TEST_NEEDS)
 	$(VENV)/bin/python -m pytest
+
+corpus:
+	@tools/need $(TEST_NEEDS) $(CORPUS_NEEDS)
+	$(PYTHON) tests/corpus/compare.py
 
 check: lint test
 
