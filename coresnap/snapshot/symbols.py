@@ -1,0 +1,253 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The symbol tables of ELF files: which function has an address.
+
+A table is not taken apart: it is passed through once, a piece at a time, for all the addresses that are asked for. Layouts:
+elf(5), System V ABI; .gnu_debugdata: GDB's manual, "Debugging information in a special section".
+"""
+
+from __future__ import annotations
+
+import struct
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from coresnap.ground.elf_file import SHT_DYNSYM, SHT_SYMTAB, ElfFile, Section
+from coresnap.ground.errors import BadInput
+
+NAME_MAX_BYTES = 16 << 10
+#: Symbols are read up to here, of all modules together: chromium has three million.
+SYMBOLS_MAX = 8 << 20
+_NAME_USUAL_BYTES = 256
+_PIECE_BYTES = 24 * 43690
+#: One symbol may claim all addresses: what tables may have looked at one by one.
+_MATCHES_MAX = 1 << 20
+_ALIASES_MAX = 64
+_DEBUGDATA_MAX_BYTES = 32 << 20
+_XZ_MEMORY_BYTES = 80 << 20
+#: struct Elf64_Sym as three words: st_name, st_info, st_other and st_shndx are the first.
+_ENTRY = struct.Struct("<QQQ")
+STT_NOTYPE, STT_FUNC, STT_GNU_IFUNC = 0, 2, 10
+_CODE = (STT_NOTYPE, STT_FUNC, STT_GNU_IFUNC)
+_STB_GLOBAL, _STB_WEAK, _STB_GNU_UNIQUE = 1, 2, 10
+_SHN_UNDEF, _SHN_LORESERVE = 0, 0xFF00
+_SHF_EXECINSTR = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Symbol:
+    """A function's symbol: its name as in the file, without a version, and its address there."""
+
+    name: str
+    address: int
+
+
+@dataclass
+class Limits:
+    """What may still be read, of all modules together; `missing` says what was not."""
+
+    symbols: int = SYMBOLS_MAX
+    matches: int = _MATCHES_MAX
+    missing: list[str] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Best:
+    """The symbols that start last of those that have an address: their first words are of one function's aliases."""
+
+    start: int
+    words: list[tuple[int, _Table]]
+
+
+@dataclass(frozen=True)
+class _Table:
+    """A symbol table and its names."""
+
+    file: ElfFile
+    section: Section
+    names: Section
+
+    def pieces(self, limits: Limits) -> Iterator[bytes]:
+        """Yield the table in pieces of whole entries, up to the limit."""
+        end = self.section.offset + self.section.size_bytes
+        for at in range(self.section.offset, end, _PIECE_BYTES):
+            data = self.file.read(at, min(_PIECE_BYTES, end - at))
+            count = min(len(data) // _ENTRY.size, limits.symbols)
+            limits.symbols -= count
+            yield data[: count * _ENTRY.size]
+            if not limits.symbols:
+                limits.missing.append(f"symbols: the first {SYMBOLS_MAX}, others are in {self.file.name}")
+                return
+            if count * _ENTRY.size < _PIECE_BYTES:
+                return
+
+    def name(self, at: int) -> str:
+        """Return a name, without its version; empty where there is none of a length that is taken."""
+        for most_bytes in (_NAME_USUAL_BYTES, NAME_MAX_BYTES):
+            data = self.file.read(self.names.offset + at, min(most_bytes, self.names.size_bytes - at))
+            name, end, _rest = data.partition(b"\0")
+            if end:
+                text = name.decode("utf-8", "backslashreplace")
+                return text[: text.find("@", 1)] if "@" in text[1:] else text
+        return ""
+
+
+def find(files: Sequence[ElfFile], addresses: Sequence[int], limits: Limits) -> dict[int, Symbol]:
+    """Return the functions that have these addresses of the files, which tell of one module: first the one that tells more.
+
+    A function has an address from its start up to its size on; a symbol without a size, as assembly may have it, up to the
+    next one or the end of its section. Of several the one that starts last counts; for its aliases see _rank().
+    """
+    wanted = sorted(set(addresses))
+    result: dict[int, Symbol] = {}
+    for file in files:
+        for group in _tables(file, limits):
+            left = [address for address in wanted if address not in result]
+            if left:
+                result |= _sized(group, left, limits)
+    for file in files:
+        for group in _tables(file, limits) if len(result) < len(wanted) else ():
+            result |= _unsized(group, [address for address in wanted if address not in result], limits)
+    return result
+
+
+def _tables(file: ElfFile, limits: Limits) -> Iterator[list[_Table]]:
+    """Yield the file's tables: the whole one, or that of what is exported together with the compressed one of the rest."""
+    whole = _table(file, SHT_SYMTAB)
+    if whole:
+        yield [whole]
+        return
+    try:
+        rest = _debugdata(file)
+    except BadInput as error:
+        limits.missing.append(str(error))
+        rest = None
+    parts = [_table(file, SHT_DYNSYM), _table(rest, SHT_SYMTAB) if rest else None]
+    yield [part for part in parts if part]
+
+
+def _table(file: ElfFile, kind: int) -> _Table | None:
+    """Return the table of a kind, if it has any symbols in this file."""
+    sections = file.sections()
+    for section in sections:
+        if section.type == kind and section.entry_bytes == _ENTRY.size and section.link < len(sections):
+            return _Table(file, section, sections[section.link])
+    return None
+
+
+def _debugdata(file: ElfFile) -> ElfFile | None:
+    """Return the ELF file that stands in .gnu_debugdata, compressed by xz(1). Raises BadInput where it is damaged."""
+    section = file.section(".gnu_debugdata")
+    if section is None:
+        return None
+    import lzma
+
+    data = file.contents(section, _DEBUGDATA_MAX_BYTES)
+    unpacker = lzma.LZMADecompressor(lzma.FORMAT_XZ, _XZ_MEMORY_BYTES)
+    try:
+        contents = unpacker.decompress(data, _DEBUGDATA_MAX_BYTES)
+    except (lzma.LZMAError, MemoryError) as error:
+        raise BadInput(f"{file.name}: .gnu_debugdata: {error}") from error
+    if not unpacker.eof:
+        raise BadInput(f"{file.name}: .gnu_debugdata: cut, or more than {_DEBUGDATA_MAX_BYTES} bytes")
+    return ElfFile(lambda count, at: contents[at : at + count], file.name)
+
+
+def _sized(group: list[_Table], wanted: list[int], limits: Limits) -> dict[int, Symbol]:
+    """Return the functions that have these addresses, ascending, by their sizes."""
+    found: dict[int, _Best] = {}
+    lowest, highest = wanted[0], wanted[-1]
+    for table in group:
+        for piece in table.pieces(limits):
+            for word, start, size_bytes in _ENTRY.iter_unpack(piece):
+                if start > highest or start + size_bytes <= lowest or not _is_code(word):
+                    continue
+                for index in range(bisect_left(wanted, start), len(wanted)):
+                    address = wanted[index]
+                    if address >= start + size_bytes or limits.matches <= 0:
+                        break
+                    limits.matches -= 1
+                    _take(found, address, start, word, table)
+    if limits.matches <= 0:
+        limits.missing.append(f"symbols: too many that overlap, in {group[0].file.name}")
+    return _chosen(found)
+
+
+def _unsized(group: list[_Table], wanted: list[int], limits: Limits) -> dict[int, Symbol]:
+    """Return the symbols without a size behind which, and behind no other function's start, these addresses are."""
+    found: dict[int, _Best] = {}
+    sized: dict[int, int] = {}
+    for table in group if wanted else ():
+        places = table.file.sections()
+        for piece in table.pieces(limits):
+            for word, start, size_bytes in _ENTRY.iter_unpack(piece):
+                index = bisect_left(wanted, start)
+                if index == len(wanted) or not _is_code(word):
+                    continue
+                address = wanted[index]
+                if size_bytes:
+                    sized[address] = max(sized.get(address, 0), start)
+                elif _end(places, word) > address:
+                    _take(found, address, start, word, table)
+    nearest: _Best | None = None
+    nearest_sized = -1
+    for (
+        address
+    ) in wanted:  # what is nearest to an address is nearest to the next one, too, if nothing starts between them
+        best = found.get(address) or nearest
+        nearest_sized = max(nearest_sized, sized.get(address, -1))
+        if best is None or best.start < nearest_sized:
+            found.pop(address, None)
+            continue
+        word, table = best.words[0]
+        nearest = best
+        if _end(table.file.sections(), word) > address:
+            found[address] = best
+    return _chosen(found)
+
+
+def _is_code(word: int) -> bool:
+    """Say whether the first word of an entry is that of a function, or of a label, that this file defines."""
+    return word >> 32 & 15 in _CODE and _SHN_UNDEF < word >> 48 < _SHN_LORESERVE
+
+
+def _end(sections: list[Section], word: int) -> int:
+    """Return where the section of code ends that a symbol is in; 0 where it is in none."""
+    number = word >> 48
+    if number >= len(sections) or not sections[number].flags & _SHF_EXECINSTR:
+        return 0
+    return sections[number].address + sections[number].size_bytes
+
+
+def _take(found: dict[int, _Best], address: int, start: int, word: int, table: _Table) -> None:
+    best = found.get(address)
+    if best is None or start > best.start:
+        found[address] = _Best(start, [(word, table)])
+    elif start == best.start and len(best.words) < _ALIASES_MAX:
+        best.words.append((word, table))
+
+
+def _chosen(found: dict[int, _Best]) -> dict[int, Symbol]:
+    """Read the names of the symbols that were found, and choose among aliases. One without a name is no symbol."""
+    chosen: dict[int, str] = {}
+    result = {}
+    for address, best in found.items():
+        if best.start not in chosen:
+            names = ((word, table.name(word & 0xFFFFFFFF)) for word, table in best.words)
+            chosen[best.start] = min((_rank(word, name) for word, name in names if name), default=(0, 0, 0, 0, 0, ""))[
+                -1
+            ]
+        if chosen[best.start]:
+            result[address] = Symbol(chosen[best.start], best.start)
+    return result
+
+
+def _rank(word: int, name: str) -> tuple[int, int, int, int, int, str]:
+    """Order aliases: what is exported first, then `poll` before `__poll`, the strong before the weak one, the shorter one.
+
+    The same name is chosen with a debug file and without: where there is none, only what is exported can be seen.
+    """
+    binding = word >> 36 & 15
+    exported = binding in (_STB_GLOBAL, _STB_WEAK, _STB_GNU_UNIQUE)
+    underscores = len(name) - len(name.lstrip("_"))
+    return not exported, name.startswith("__GI_"), underscores, binding == _STB_WEAK, len(name), name
