@@ -10,10 +10,12 @@ from coresnap.snapshot import message, modules, signals
 from coresnap.snapshot.classify import Crash, classify
 from coresnap.snapshot.contents import Contents
 from coresnap.snapshot.core import Core
+from coresnap.snapshot.demangle import demangle_type
 from coresnap.snapshot.fingerprint import Fingerprint, fingerprint
-from coresnap.snapshot.frames import Frames, Nameless, Naming, Places, placeless
+from coresnap.snapshot.frames import Frames, Naming, Places, placeless
 from coresnap.snapshot.images import Images
 from coresnap.snapshot.modules import Modules
+from coresnap.snapshot.names import Names
 from coresnap.snapshot.notes import Thread
 from coresnap.snapshot.stacks import Frame, Stack
 from coresnap.snapshot.unwind.unwinder import Unwinder
@@ -44,12 +46,13 @@ def analyse(
 ) -> Analysis:
     """Return all that can be found. What cannot is left out, and `missing` says what that is."""
     listed = modules.list_modules(core)
-    frames = Frames(listed, names or Nameless(), places)
+    own_names = Names(images)
+    frames = Frames(listed, names or own_names, places)
     found = _stacks(core, stack or Unwinder(core, listed, images).stack)
     frames.find({frame.lookup for one in found.values() for frame in one.frames})
     named = [frames.named(frame) for frame in found[core.notes.threads[0].tid].frames]
     contents = Contents(core, listed, images)
-    said = message.find(core, contents, listed, named, lambda text: text)
+    said = message.find(core, contents, listed, named, demangle_type)
     crash = Crash(core, contents, named, said.text, said.exception)
     classifiers = classify(crash)
     signal = core.notes.signal
@@ -60,7 +63,7 @@ def analyse(
         raised=crash.raised,
         overflow="stack-overflow" in classifiers,
     )
-    return Analysis(listed, frames, found, said.text, classifiers, mark, list(listed.missing))
+    return Analysis(listed, frames, found, said.text, classifiers, mark, [*listed.missing, *own_names.missing])
 
 
 def _stacks(core: Core, stack: Callable[[Thread], Stack]) -> dict[int, Stack]:

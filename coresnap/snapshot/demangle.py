@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names of C++ and Rust out of symbols. docs/adr/0009-libstdc++-demangles-in-a-child.md says why it is done so.
+"""Names of C++ and Rust out of symbols. docs/adr/0009-libstdcxx-demangles-in-a-child.md says why it is done so.
 
-C++ has its names from libstdc++'s __cxa_demangle() (the Itanium C++ ABI, 5.1), in a child: 150 bytes of a symbol can ask for
-gigabytes and hours, or for more stack than there is. What a symbol may take is bounded there, and the child's end costs one name.
+C++ has its names from libstdc++'s __cxa_demangle() (the Itanium C++ ABI, 5.1), in a child: 230 bytes of a symbol can ask for
+gigabytes and hours. What a symbol may take is bounded there, and the child's end costs one name.
 """
 
 from __future__ import annotations
@@ -44,6 +44,12 @@ def demangle(symbols: Collection[str], missing: list[str]) -> dict[str, str]:
         elif symbol.startswith("_Z"):
             cxx.append(symbol)
     return result | _cxx(cxx, missing)
+
+
+def demangle_type(name: str) -> str:
+    """Return a type of C++ from the name that its type_info has; as it stands where it is none."""
+    symbol = f"_ZTS{name}"
+    return demangle([symbol], []).get(symbol, name).removeprefix("typeinfo name for ")
 
 
 def _cxx(symbols: list[str], missing: list[str]) -> dict[str, str]:

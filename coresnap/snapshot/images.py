@@ -22,6 +22,7 @@ from coresnap.snapshot.modules import VDSO, Module
 #: Debug files of the distribution; those that `coresnap symbols fetch` has fetched.
 DEBUG_DIRECTORIES = ("/usr/lib/debug", "/var/cache/coresnap/debug")
 _FILES_OPEN_MAX = 512
+_PAGE_BYTES = 4096
 _DEBUGLINK_MAX_BYTES = 1 << 30
 
 
@@ -86,7 +87,10 @@ class Images:
 
     def _in_memory(self, module: Module) -> ElfFile | None:
         """The vDSO is no file: the core has all of it, and its offsets are its addresses."""
-        memory, start, size_bytes = self._core.memory, module.start, module.end - module.start
+        memory, start = self._core.memory, module.start
+        size_bytes = module.end - start + _PAGE_BYTES - 1 & ~(
+            _PAGE_BYTES - 1
+        )  # its section headers are behind its segment
         try:
             return ElfFile(lambda count, at: memory.read(start + at, min(count, size_bytes - at)), module.path)
         except BadInput:

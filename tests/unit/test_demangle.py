@@ -16,7 +16,7 @@ import pytest
 
 from coresnap.snapshot import demangle as module
 from coresnap.snapshot import rust
-from coresnap.snapshot.demangle import demangle
+from coresnap.snapshot.demangle import demangle, demangle_type
 from tests.support.site import REPOSITORY
 
 #: What libstdc++, as gdb's own way of old, does not spell out.
@@ -86,6 +86,13 @@ def test_what_is_no_mangled_name_stays() -> None:
         "_Z3fooi.cold": "foo(int) [clone .cold]",
         "_ZN1a1bEv.constprop.0.isra.0": "a::b() [clone .constprop.0] [clone .isra.0]",
     }
+
+
+def test_types() -> None:
+    assert demangle_type("St13runtime_error") == "std::runtime_error"
+    assert demangle_type("N4shop4BillIiEE") == "shop::Bill<int>"
+    assert demangle_type("PKc") == "char const*"
+    assert demangle_type("no type") == "no type"
 
 
 def _doubling(times: int) -> str:
