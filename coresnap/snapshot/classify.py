@@ -159,6 +159,8 @@ KINDS: tuple[Kind, ...] = (
     Kind("trap", "the compiler's own trap, where the program must not come", _traps),
     Kind("seccomp", "a system call that seccomp does not allow", lambda crash: crash.is_signal("SIGSYS", _SYS_SECCOMP)),
     Kind("abort", "the program gave up by itself", lambda crash: crash.is_signal("SIGABRT") and crash.raised),
+    Kind("raised", "the program sent itself the signal, as the handler of an earlier one may",
+         lambda crash: crash.raised and not crash.is_signal("SIGABRT")),
     Kind("sent", "another process sent the signal", _sent),
     Kind("assertion", "an assertion failed", _says(r"Assertion [`'].* failed|Unexpected error: ")),
     Kind("double-free", "memory was freed twice", _says("double free")),

@@ -26,26 +26,29 @@ from coresnap.snapshot.stacks import Found
 FUNCTIONS_MAX = 6
 _RECURSION_FRAMES = 400
 _RECURSION_LEAST = 8
-_FUNCTION_MAX = 512
+_SYMBOL_MAX, _FUNCTION_MAX = 4096, 512
 
 #: Files of the runtimes, by their names.
 _RUNTIME_FILES = re.compile(
     r"(lib(c|m|pthread|rt|dl|stdc\+\+|gcc_s|c\+\+|c\+\+abi|unwind|asan|ubsan|tsan)|ld-linux[-\w]*|ld-musl[-\w]*|ld)"
     r"(-[\d.]+)?\.so[.\d]*|libstd-[0-9a-f]+\.so|\[vdso\]"
 )
-#: Their functions, where they are linked into the program.
+#: Their functions, where they are linked into the program: those of C, of C++, of Rust as it mangled of old, and of Rust.
 _RUNTIME_FUNCTIONS = re.compile(
     r"_*(raise|abort|gsignal|kill|tgkill|pthread_kill\w*|GI_\w+|assert_fail\w*|assert_perror_fail|assert|libc_message\w*"
-    r"|malloc_printerr\w*|malloc_\w+|int_(free|malloc|realloc|memalign)\w*|libc_\w+|unlink_chunk|munmap_chunk|tcache_\w+"
+    r"|malloc_printerr\w*|malloc_consolidate|int_(free|malloc|realloc|memalign)\w*|libc_\w+|unlink_chunk|munmap_chunk|tcache_\w+"
     r"|c?free|malloc|calloc|realloc|fortify_fail\w*|stack_chk_fail\w*|chk_fail|restore_rt"
-    r"|cxa_\w+|gxx_personality\w*|rust_\w+|start|start_thread|clone3?|main_thread)"
-    r"|_*(mem|str|wmem|wcs|stp)(cpy|move|set|cmp|chr|rchr|len|nlen|cat|ncat|ncpy|ncmp|str|casecmp|pcpy)\w*"
-    r"|_Unwind_\w+|_ZSt9terminatev|_ZN10__cxxabiv1.*|_ZN9__gnu_cxx27__verbose_terminate_handlerEv|_Zn[wa]m.*|_Zd[la]Pv.*"
-    r"|_ZN(3std|4core|5alloc)\d+(panicking|process|rt|sys|thread|backtrace|result|option|alloc|raw_vec|ops|slice|str).*"
-    r"|_R\w*(4core|3std|5alloc)\w*(panicking|rt|sys|thread|process)\w*|runtime\.\w+.*|_rt0_\w+"
+    r"|cxa_\w+|gxx_personality\w*|rust_\w+|start|start_thread|clone3?)"
+    r"|_*(mem|str|wmem|wcs|stp)(p?cpy|move|set|cmp|chr|rchr|len|nlen|cat|ncat|ncpy|ncmp|str|casecmp)\w*"
+    r"|_Unwind_\w+|runtime\.\w+.*|_rt0_\w+"
+    r"|_ZN?K?S[tabsiod]\w*|_ZN(9__gnu_cxx|10__cxxabiv1)\w*|_Zn[wa]m\w*|_Zd[la]Pv\w*"
+    r"|_ZN(3std|4core|5alloc|\d+_\$LT\$(std|core|alloc)\.\.).*"
+    r"|_R(N[A-Za-z]|[MXYI]|s[0-9A-Za-z]{0,6}_)*C(4core|3std|5alloc|7___rustc).*"
 )
 _ENDINGS = re.compile(r"(\.(isra|constprop|part|cold|lto_priv|llvm|localalias|clone|specialized|\d+)\b|@)[\w.@]*$")
-_RUST_HASH = re.compile(r"17h[0-9a-f]{16}E")
+#: What differs between builds of one function of Rust's: the hash at its end, the number of each crate in it.
+_RUST_HASH = re.compile(r"17h[0-9a-f]{16}E$")
+_RUST_CRATE = re.compile(r"Cs[0-9A-Za-z]{0,12}_(?=\d)")
 
 
 @dataclass(frozen=True)
@@ -100,7 +103,9 @@ def _own(named: Named) -> str:
 
 def _name(named: Named) -> str:
     if named.symbol:
-        return _RUST_HASH.sub("E", _ENDINGS.sub("", named.symbol))[:_FUNCTION_MAX]
+        symbol = _ENDINGS.sub("", named.symbol[:_SYMBOL_MAX])
+        symbol = _RUST_CRATE.sub("C", symbol) if symbol.startswith("_R") else _RUST_HASH.sub("E", symbol)
+        return symbol[:_FUNCTION_MAX]
     if named.module is None:
         return ""
     file = os.path.basename(named.module.path.removesuffix(" (deleted)"))

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import re
+import struct
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -34,10 +35,13 @@ _SINGLE_BASE = "_ZTVN10__cxxabiv120__si_class_type_infoE"
 _WITH_TEXT = ("St13runtime_error", "St11logic_error")
 #: Who holds a pointer to the exception when the program ends of it.
 _THROWERS = re.compile(r"__cxa_(throw|rethrow|call_terminate)|_ZSt9terminatev|_ZN10__cxxabiv111__terminateEPFvvE")
-_PANICS = re.compile(r"rust_panic|rust_begin_unwind|_RNv\w*7___rustc\w*|_ZN3std9panicking\w+|_R\w*3std9panicking\w*")
+#: Functions of a Rust program that panics; one of them has a pointer to where: core::panic::Location, the file's name (pointer
+#: and length), line and column.
+_PANICS = re.compile(r"rust_panic|rust_begin_unwind|_RNv\w*7___rustc\w*|_ZN(3std|4core)9panicking.*|_R\w*(3std|4core)9panicking.*")
+_LOCATION = struct.Struct("<QQII")
 _PANIC_BELOW_BYTES, _PANIC_ABOVE_BYTES = 64 << 10, 32 << 10
 _PANIC = re.compile(
-    rb"thread '[^'\0\n]{0,200}' (?:\(\d+\) )?panicked at [^\0\n]{1,500}:\d+:\d+:\n[^\0]{1,1000}?(?=\n|\0)"
+    rb"thread '[^'\0\n]{0,200}' (?:\(\d+\) )?panicked at ([^\0\n]{1,500}):(\d{1,9}):(\d{1,9}):\n[^\0]{1,1000}?(?=\n|\0)"
 )
 
 
@@ -54,9 +58,9 @@ def find(
 ) -> Message:
     """Return what the process said of its error; `frames` are the faulting thread's, innermost first."""
     thrown = _exception(contents, listed, frames, demangle)
-    if thrown:
+    if thrown.exception:
         return thrown
-    panic = _panic(core, frames)
+    panic = _panic(core, contents, frames)
     if panic:
         return Message(panic)
     for module in _libcs(core, listed):
@@ -115,9 +119,8 @@ def _candidates(contents: Contents, frames: Sequence[Named]) -> Iterator[int]:
             continue
         registers = named.frame.registers
         yield from (value for name, value in registers.items() if name not in ("rip", "rsp", "pc", "sp"))
-        start = registers.get("rsp", registers.get("sp", 0))
-        above = frames[index + 1].frame.registers if index + 1 < len(frames) else {}
-        end = above.get("rsp", above.get("sp", start))
+        start = _stack_pointer(named)
+        end = _stack_pointer(frames[index + 1]) if index + 1 < len(frames) else start
         yield from contents.words(start, min(max(0, end - start) // 8, _FRAME_WORDS_MAX))
 
 
@@ -137,14 +140,32 @@ def _type_names(contents: Contents, listed: Modules, kind: int) -> Iterator[str]
         kind = contents.word(kind + 16) or 0
 
 
-def _panic(core: Core, frames: Sequence[Named]) -> str:
-    """Find the line that Rust's default hook wrote, where the thread is in the midst of a panic."""
-    if core.machine.name not in ("x86_64", "aarch64") or not any(
-        _PANICS.fullmatch(named.symbol) for named in frames[:32]
-    ):
+def _panic(core: Core, contents: Contents, frames: Sequence[Named]) -> str:
+    """Find the line that Rust's default hook wrote on the stack, if it is of the place where the thread panics now."""
+    within = [index for index, named in enumerate(frames[:_FRAMES_MAX]) if _PANICS.fullmatch(named.symbol)]
+    if not within:
         return ""
-    registers = frames[0].frame.registers
-    pointer = registers.get("rsp", registers.get("sp", 0))
-    data = core.memory.read(max(0, pointer - _PANIC_BELOW_BYTES), _PANIC_BELOW_BYTES + _PANIC_ABOVE_BYTES)
-    found = _PANIC.search(data)
-    return _clean(found[0]) if found else ""
+    first, last = _stack_pointer(frames[within[0]]), _stack_pointer(frames[min(within[-1] + 1, len(frames) - 1)])
+    start = _stack_pointer(frames[0])
+    data = core.memory.read(max(0, start - _PANIC_BELOW_BYTES), _PANIC_BELOW_BYTES + _PANIC_ABOVE_BYTES)
+    for found in _PANIC.finditer(data):
+        place = found[1], int(found[2]), int(found[3])
+        words = contents.words(first, min(max(0, last - first) // 8, _FRAME_WORDS_MAX))
+        if any(_is_location(contents, word, place) for word in words):
+            return _clean(found[0])
+    return ""
+
+
+def _is_location(contents: Contents, address: int, place: tuple[bytes, int, int]) -> bool:
+    data = contents.read(address, _LOCATION.size)
+    if len(data) < _LOCATION.size:
+        return False
+    name_at, name_bytes, line, column = _LOCATION.unpack(data)
+    name, *numbers = place
+    # The length of a name may count a NUL at its end.
+    return [line, column] == numbers and name_bytes - len(name) in (0, 1) and contents.read(name_at, len(name)) == name
+
+
+def _stack_pointer(named: Named) -> int:
+    registers = named.frame.registers
+    return registers.get("rsp", registers.get("sp", 0))

@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: Apache-2.0
+// Exceptions that nobody catches, and other ways to std::terminate: errors MODE
+#include <cstring>
+#include <exception>
+#include <new>
+#include <stdexcept>
+#include <string>
+#include <thread>
+#include <vector>
+
+#define OWN __attribute__((noinline, noipa))
+
+volatile int sink;
+
+namespace shop {
+struct Error : std::runtime_error {
+    using std::runtime_error::runtime_error;
+};
+struct Empty : Error {
+    explicit Empty(int shelf) : Error("shelf " + std::to_string(shelf) + " is empty"), shelf_(shelf) {}
+    int shelf_;
+};
+struct Plain {
+    int number;
+};
+struct Two : Plain, std::runtime_error {
+    Two() : std::runtime_error("of two bases") { number = 1; }
+};
+}  // namespace shop
+
+OWN void own(int n) { if (n) throw shop::Empty(n); }
+OWN void plain(int n) { if (n) throw shop::Plain{n}; }
+OWN void two(int n) { if (n) throw shop::Two(); }
+OWN void number(int n) { if (n) throw n; }
+OWN void text(int n) { if (n) throw "text"; }
+OWN void range(int n) { sink = std::vector<int>(3).at(static_cast<size_t>(n) + 10); }
+OWN void memory(int n) { sink = *new (std::nothrow) int(n); sink = *static_cast<char *>(operator new(static_cast<size_t>(-1) / 4 * (n ? 1 : 0))); }
+OWN void in_noexcept(int n) noexcept { own(n); sink = n; }
+OWN void again(int n)
+{
+    try {
+        own(n);
+    } catch (const shop::Error &) {
+        throw;
+    }
+}
+OWN void joinable(int n) { std::thread thread([n] { sink = n; for (;;) { } }); }
+
+OWN int work(const char *mode, int n)
+{
+    static const struct {
+        const char *name;
+        void (*run)(int);
+    } modes[] = {{"own", own}, {"plain", plain}, {"two", two}, {"number", number}, {"text", text}, {"range", range},
+                 {"memory", memory}, {"noexcept", in_noexcept}, {"again", again}, {"joinable", joinable}};
+    for (const auto &one : modes)
+        if (!std::strcmp(mode, one.name))
+            one.run(n);
+    return sink;
+}
+
+int main(int argc, char **argv) { return work(argc > 1 ? argv[1] : "", argc) + 2; }
