@@ -37,7 +37,9 @@ _WITH_TEXT = ("St13runtime_error", "St11logic_error")
 _THROWERS = re.compile(r"__cxa_(throw|rethrow|call_terminate)|_ZSt9terminatev|_ZN10__cxxabiv111__terminateEPFvvE")
 #: Functions of a Rust program that panics; one of them has a pointer to where: core::panic::Location, the file's name (pointer
 #: and length), line and column.
-_PANICS = re.compile(r"rust_panic|rust_begin_unwind|_RNv\w*7___rustc\w*|_ZN(3std|4core)9panicking.*|_R\w*(3std|4core)9panicking.*")
+_PANICS = re.compile(
+    r"rust_panic|rust_begin_unwind|_RNv\w*7___rustc\w*|_ZN(3std|4core)9panicking.*|_R\w*(3std|4core)9panicking.*"
+)
 _LOCATION = struct.Struct("<QQII")
 _PANIC_BELOW_BYTES, _PANIC_ABOVE_BYTES = 64 << 10, 32 << 10
 _PANIC = re.compile(

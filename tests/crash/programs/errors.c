@@ -23,8 +23,9 @@ OWN void freed_twice(int n)
     free(first);
     sink = keep != NULL;
     free(first);
+    sink = n;
 }
-OWN void freed_wild(int n) { char *volatile inside = malloc(64); free(inside + 16 + (n & 0)); }
+OWN void freed_wild(int n) { char *volatile inside = malloc(64); free(inside + 16); sink = n; }
 OWN void smashed(int n) { char buffer[16]; memset(buffer, n, 16 + (size_t)n * 8); sink = buffer[n]; }
 OWN void gave_up(int n) { sink = n; abort(); }
 OWN void followed_null(int n) { *(volatile int *)16 = n; sink = n; }

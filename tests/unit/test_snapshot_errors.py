@@ -1,0 +1,243 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a report says of an error, held against what the program itself writes on standard error, and of what kind it is."""
+
+from __future__ import annotations
+
+import functools
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from coresnap.snapshot.classify import KINDS
+from coresnap.snapshot.stacks import End, Found
+from tests.support import errors
+from tests.unit.test_snapshot import SCHEMA
+
+
+@pytest.fixture(scope="module")
+def c(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return errors.compiled(tmp_path_factory.mktemp("c"), "errors.c")
+
+
+@pytest.fixture(scope="module")
+def cc(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return errors.compiled(tmp_path_factory.mktemp("cc"), "errors.cc")
+
+
+@pytest.fixture(scope="module", params=["-Copt-level=0", "-Copt-level=2"])
+def rs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return errors.compiled(tmp_path_factory.mktemp("rs"), "errors.rs", request.param)
+
+
+def _wrote(program: Path, mode: str) -> str:
+    """Return what the program writes on standard error when it dies."""
+    died = subprocess.run([program, mode], capture_output=True, check=False, env={}, preexec_fn=_no_core)
+    assert died.returncode < 0
+    return died.stderr.decode()
+
+
+def _no_core() -> None:
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_CORE, (1, 1))  # where cores are piped, 1 has none written
+
+
+@pytest.mark.parametrize(
+    ("mode", "kinds"),
+    [
+        ("asserted", ["SIGABRT", "abort", "assertion"]),
+        ("freed-twice", ["SIGABRT", "abort", "double-free", "heap-corruption"]),
+        ("freed-wild", ["SIGABRT", "abort", "heap-corruption"]),
+        ("smashed", ["SIGABRT", "abort", "stack-smashing"]),
+    ],
+)
+def test_what_glibc_says(c: Path, mode: str, kinds: list[str]) -> None:
+    found = errors.report(c, mode)
+    wrote = _wrote(c, mode)
+    assert len(wrote) > 10
+    assert found["attributes"]["error.message"] == wrote.strip()
+    assert found["classifiers"] == kinds
+
+
+def test_what_a_static_program_says(tmp_path: Path) -> None:
+    program = errors.compiled(tmp_path, "errors.c", "-static")
+    found = errors.report(program, "asserted")
+    assert found["attributes"]["error.message"] == _wrote(program, "asserted").strip()
+
+
+@pytest.mark.parametrize(
+    ("mode", "kinds"),
+    [
+        ("gave-up", ["SIGABRT", "abort"]),
+        ("followed-null", ["SIGSEGV", "null-dereference"]),
+        ("called-null", ["SIGSEGV", "jump-to-null"]),
+        ("called-garbage", ["SIGSEGV", "jump-to-garbage"]),
+        ("used-garbage", ["SIGSEGV", "non-canonical-address"]),
+        ("wrote-constant", ["SIGSEGV", "protected-memory"]),
+        ("divided", ["SIGFPE", "divide-by-zero"]),
+        ("trapped", ["SIGILL", "illegal-instruction", "trap"]),
+        ("endless", ["SIGSEGV", "stack-overflow"]),
+        ("full-in-thread", ["SIGSEGV", "stack-overflow"]),
+        ("cut-file", ["SIGBUS", "truncated-file"]),
+        ("sent", ["SIGSEGV", "sent"]),
+        ("handled", ["SIGSEGV", "raised"]),
+        ("handled-by-abort", ["SIGABRT", "abort"]),
+    ],
+)
+def test_kinds(c: Path, mode: str, kinds: list[str]) -> None:
+    """A message that was not found is not made up: the attribute tells of the signal then."""
+    found = errors.report(c, mode)
+    assert found["classifiers"] == kinds
+    assert found["attributes"]["error.message"].startswith(kinds[0])
+
+
+@pytest.mark.parametrize(
+    ("mode", "type_", "says", "kinds"),
+    [
+        ("own", "shop::Empty", "shelf 2 is empty", []),
+        ("noexcept", "shop::Empty", "shelf 2 is empty", []),
+        ("again", "shop::Empty", "shelf 2 is empty", []),
+        ("range", "std::out_of_range", "vector::_M_range_check: __n (which is 12) >= this->size() (which is 3)", []),
+        ("memory", "std::bad_alloc", "", ["out-of-memory"]),  # its text is no data of the object
+        ("two", "shop::Two", "", []),  # of two bases: where the text is, is not told by its type's name
+        ("plain", "shop::Plain", "", []),
+        ("number", "int", "", []),
+        ("text", "char const*", "", []),
+    ],
+)
+def test_an_exception_that_nobody_caught(cc: Path, mode: str, type_: str, says: str, kinds: list[str]) -> None:
+    """libstdc++ writes `terminate called after throwing an instance of 'TYPE'` and `  what():  TEXT`."""
+    wrote = _wrote(cc, mode)
+    assert f"'{type_}'" in wrote
+    assert f"  what():  {says}\n" in wrote or not says
+    found = errors.report(cc, mode)
+    assert found["attributes"]["error.message"] == (f"{type_}: {says}" if says else type_)
+    assert found["classifiers"] == ["SIGABRT", "abort", "uncaught-exception", "terminate", *kinds]
+
+
+def test_terminate_without_an_exception(cc: Path) -> None:
+    found = errors.report(cc, "joinable")
+    assert found["classifiers"] == ["SIGABRT", "abort", "terminate"]
+    assert found["attributes"]["error.message"].startswith("SIGABRT")
+
+
+@pytest.mark.parametrize("mode", ["said", "unwrapped", "beyond", "thread"])
+def test_a_panic_of_rust(rs: Path, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The line is on the stack, and the place in it is that of the panic: the numbers of threads differ."""
+    monkeypatch.setenv("RUST_BACKTRACE", "0")
+    wrote = _wrote(rs, mode).split("\n")
+    at = next(index for index, line in enumerate(wrote) if "panicked at" in line)
+    found = errors.report(rs, mode)
+    first, second = found["attributes"]["error.message"].split("\n")
+    assert first.partition("panicked")[2] == wrote[at].partition("panicked")[2]
+    assert second == wrote[at + 1]
+    assert found["classifiers"] == ["SIGABRT", "abort", "panic"]
+
+
+def test_a_panic_whose_line_is_gone_is_not_made_up(rs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stack was used for something else since."""
+    monkeypatch.setenv("RUST_BACKTRACE", "1")
+    found = errors.report(rs, "said")
+    assert found["attributes"]["error.message"].startswith("SIGABRT")
+    assert found["classifiers"] == ["SIGABRT", "abort", "panic"]
+
+
+# Fingerprints
+
+
+def _marks(reports: list[dict[str, Any]]) -> set[str]:
+    return {found["fingerprint"] for found in reports}
+
+
+@pytest.mark.parametrize(
+    "mode", ["asserted", "followed-null", "freed-twice", "called-garbage", "handled", "full-in-thread"]
+)
+def test_one_bug_has_one_fingerprint(tmp_path: Path, c: Path, mode: str) -> None:
+    """Loaded elsewhere; built again from a text that has more in it, and otherwise; at another depth of the stack."""
+    changed = "/* moved\n\n\n */\nint more(int n) { return n * n + 17; }\nint table[1000] = {1};\n"
+    programs = [
+        c,
+        errors.compiled(tmp_path / "more", "errors.c", before=changed),
+        errors.compiled(tmp_path / "O0", "errors.c", "-O0"),
+        errors.compiled(tmp_path / "O2", "errors.c", "-O2"),
+        errors.compiled(tmp_path / "O3", "errors.c", "-O3", "-fno-pie", "-no-pie", "-fomit-frame-pointer"),
+    ]
+    reports = [errors.report(program, mode) for program in (c, *programs)]
+    build_ids = {
+        module["build_id"] for one in reports for module in one["modules"] if module["path"].endswith("/errors")
+    }
+    assert len(build_ids) == len(programs)
+    starts = [module["start"] for one in reports[:2] for module in one["modules"] if module["path"].endswith("/errors")]
+    assert starts[0] != starts[1]
+    assert len(_marks(reports)) == 1, [one["annotations"]["fingerprint"] for one in reports]
+
+
+def test_a_static_program_has_the_fingerprint_of_the_dynamic_one(tmp_path: Path, c: Path) -> None:
+    static = errors.compiled(tmp_path, "errors.c", "-static")
+    for mode in ("asserted", "freed-twice", "gave-up"):
+        reports = [errors.report(program, mode) for program in (c, static)]
+        assert len(_marks(reports)) == 1, [one["annotations"]["fingerprint"] for one in reports]
+
+
+def test_how_deep_a_recursion_was_does_not_count(c: Path) -> None:
+    assert len(_marks([errors.report(c, f"deeper{depth}") for depth in (3, 4, 50)])) == 1
+
+
+def test_where_in_the_round_a_stack_was_full_does_not_count(c: Path) -> None:
+    """From whichever end it begins, it is full in the one or in the other."""
+    found = [errors.report(c, mode) for mode in ("ping-pong", "pong-ping")]
+    assert len(_marks(found)) == 1
+    assert found[0]["annotations"]["fingerprint"] == ["SIGSEGV", "ping", "pong"]
+
+
+def test_the_handler_of_a_signal_does_not_count(c: Path) -> None:
+    for mode, signal in (("handled", "SIGSEGV"), ("handled-by-abort", "SIGABRT")):
+        made_of = errors.report(c, mode)["annotations"]["fingerprint"]
+        assert made_of == [signal, "followed_null", mode.replace("-", "_"), "work", "main"]
+
+
+def test_other_bugs_have_other_fingerprints(c: Path, cc: Path) -> None:
+    in_c = [
+        "asserted",
+        "freed-twice",
+        "freed-wild",
+        "smashed",
+        "gave-up",
+        "followed-null",
+        "called-null",
+        "divided",
+        "endless",
+    ]
+    in_cc = ["own", "noexcept", "again", "range", "memory", "two", "plain", "number", "text", "joinable"]
+    reports = [*map(functools.partial(errors.report, c), in_c), *map(functools.partial(errors.report, cc), in_cc)]
+    assert len(_marks(reports)) == len(in_c) + len(in_cc)
+
+
+def test_without_symbols_it_is_the_offset_in_the_file(tmp_path: Path, c: Path) -> None:
+    stripped = errors.compiled(tmp_path, "errors.c", "-s")
+    found = [errors.report(stripped, "followed-null") for _ in range(2)]
+    assert len(_marks(found)) == 1
+    assert [name.partition("+")[0] for name in found[0]["annotations"]["fingerprint"]] == ["SIGSEGV"] + ["errors"] * 4
+    assert _marks(found) != _marks([errors.report(stripped, "divided")])
+
+
+def test_rebuilt_rust_has_the_same_fingerprint(tmp_path: Path, rs: Path) -> None:
+    """The hash at the end of its symbols is another one."""
+    more = errors.compiled(tmp_path, "errors.rs", "-Copt-level=1", "-Cmetadata=x", before="// a line\n")
+    found = [errors.report(program, "said") for program in (rs, more)]
+    assert len(_marks(found)) == 1, [one["annotations"]["fingerprint"] for one in found]
+
+
+def test_a_program_built_by_another_name_is_no_other_bug(tmp_path: Path, c: Path) -> None:
+    """Functions have names; files may be called anything, as a version of a package is."""
+    renamed = errors.compiled(tmp_path, "errors.c", name="errors-2.0")
+    assert len(_marks([errors.report(program, "asserted") for program in (c, renamed)])) == 1
+
+
+def test_the_schema_has_the_tables_words() -> None:
+    stacks = SCHEMA["properties"]["annotations"]["properties"]["stacks"]["items"]["properties"]
+    assert stacks["end"]["enum"] == list(End)
+    assert stacks["found"]["items"]["enum"] == [*Found, "inlined"]
+    assert SCHEMA["$defs"]["kind"]["enum"] == [kind.name for kind in KINDS]
