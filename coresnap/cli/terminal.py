@@ -53,12 +53,13 @@ def fields(rows: list[tuple[str, str]]) -> None:
 class Progress:
     """Shows how far something has come, on a terminal's standard error, once it has taken a second.
 
-    A timer's signal does it, so that the work itself needs to know nothing of it.
+    A timer's signal does it, so that the work itself needs to know nothing of it. `total_bytes`, 0 where it is not known, may
+    become known while it lasts.
     """
 
     def __init__(self, what: str, total_bytes: int, position: Callable[[], int]) -> None:
         self._what = printable(what, 200)
-        self._total_bytes = total_bytes
+        self.total_bytes = total_bytes
         self._position = position
         self._shown = False
         self._former: signal.Handlers | Callable[[int, FrameType | None], object] | int | None = None
@@ -78,7 +79,8 @@ class Progress:
 
     def _show(self, _number: int, _frame: FrameType | None) -> None:
         done_bytes = self._position()
-        share = f" {done_bytes * 100 // self._total_bytes}%" if self._total_bytes else ""
-        line = f"{self._what}: {human_bytes(done_bytes)} of {human_bytes(self._total_bytes)}{share}"
+        total = self.total_bytes
+        of = f" of {human_bytes(total)} {done_bytes * 100 // total}%" if total else ""
+        line = f"{self._what}: {human_bytes(done_bytes)}{of}"
         os.write(2, b"\r" + line.encode("utf-8", "backslashreplace") + b"\x1b[K")
         self._shown = True

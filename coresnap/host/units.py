@@ -19,6 +19,7 @@ CAPTURE = "coresnap-archive.service"
 PROCESSOR, SENDER = "coresnap-processor.service", "coresnap-sender.service"
 PROCESS_WORKER, SEND_WORKER = "coresnap-process@.service", "coresnap-send@.service"
 PURGE = "coresnap-purge.service"
+SYMBOLS, SYMBOLS_WANTED = "coresnap-symbols.service", "coresnap-symbols-wanted.service"
 PROCESS_SOCKET, SEND_SOCKET = "coresnap-process.socket", "coresnap-send.socket"
 PENDING_PATH, SENDING_PATH = "coresnap-pending.path", "coresnap-sending.path"
 PATHS = {PENDING_PATH: "pending", SENDING_PATH: "sending"}
@@ -48,12 +49,13 @@ def drop_ins(settings: Settings) -> dict[str, list[str]]:
         for unit in _SPOOLING:
             add(unit, "Unit", f"RequiresMountsFor={_quoted(root)}")
             add(unit, "Service", f"ReadWritePaths={_quoted(root)}")
-        add(PROCESS_WORKER, "Service", f"InaccessiblePaths={_quoted(root)}")
-        add(SEND_WORKER, "Service", f"InaccessiblePaths={_quoted(root)}")
+        add(SYMBOLS_WANTED, "Unit", f"RequiresMountsFor={_quoted(root)}")
+        for unit in (PROCESS_WORKER, SEND_WORKER, SYMBOLS):
+            add(unit, "Service", f"InaccessiblePaths={_quoted(root)}")
         for unit, stage in PATHS.items():
             add(unit, "Path", "DirectoryNotEmpty=", f"DirectoryNotEmpty={_escaped(root)}/{stage}")
     if (settings.dump_user, settings.dump_group) != (default.dump_user, default.dump_group):
-        for unit in (*_SPOOLING, PROCESS_WORKER):
+        for unit in (*_SPOOLING, PROCESS_WORKER, SYMBOLS_WANTED):
             add(unit, "Service", f"User={settings.dump_user}", f"Group={settings.dump_group}")
         for unit in (PROCESS_SOCKET, SEND_SOCKET):
             add(unit, "Socket", f"SocketUser={settings.dump_user}")

@@ -24,6 +24,7 @@ _SECTIONS = {
     "dump": "The spool",
     "archive": "Taking cores",
     "snapshot": "Making snapshots",
+    "symbols": "Debug files",
     "format": "Choosing projects",
     "daemon": "Retention",
     "send": "Delivery",

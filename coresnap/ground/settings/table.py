@@ -192,6 +192,20 @@ class Values:
         """,
     )
 
+    symbols_urls: tuple[str, ...] = _row(
+        "symbols.urls", kinds.Words(r"https?://[!-~]+", "URLs of debuginfod servers"), "", "symbols", """
+        Servers of debug files, debuginfod(8), that `coresnap symbols fetch` asks, and coresnap-symbols.service, where its
+        timer is enabled. They learn the build-ids of programs that crashed here, and nothing else. Empty: those of the
+        environment variable DEBUGINFOD_URLS, which a person may have, and a service does not.
+        """,
+    )
+    symbols_max_bytes: int = _row(
+        "symbols.max_bytes", kinds.Bytes(_M, 64 * _T), "4G", "symbols", """
+        Most bytes that fetched debug files may take in /var/cache/coresnap/debug; those that were fetched first make
+        room.
+        """,
+    )
+
     formats: tuple[Rule, ...] = _row(
         "format.1", kinds.Rules(), "blackhole", "format", """
         Project, and name of the token, for a crash. `format.N = PROJECT %e REGEX` is for executables in whose name,
