@@ -20,19 +20,20 @@ _PAGE_BYTES = 4096
 
 def large(core: Path) -> None:
     """Have a program of one thread die, and leave its core of 1.2 GB in the file `core`. Raises Unmeasurable."""
-    with _held("null", "1", str(_LARGE_MIB)) as victim:
+    with held("null", "1", str(_LARGE_MIB)) as victim:
         victim.core.rename(core)
 
 
 @contextmanager
 def small() -> Iterator[crash.Crash]:
     """Have a small program of a few threads die, and hold it. Raises Unmeasurable."""
-    with _held("segv", str(_SMALL_THREADS)) as victim:
+    with held("segv", str(_SMALL_THREADS)) as victim:
         yield victim
 
 
 @contextmanager
-def _held(*arguments: str) -> Iterator[crash.Crash]:
+def held(*arguments: str) -> Iterator[crash.Crash]:
+    """Have the program die as these arguments of it say, and hold it. Raises Unmeasurable."""
     with ExitStack() as stack:
         try:
             victim = stack.enter_context(crash.crash([crash.build("crash"), *arguments]))

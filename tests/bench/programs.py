@@ -90,9 +90,9 @@ def start(argv: Sequence[str], *, stdin: int | None = None, stdout: int | None =
     return Program(argv, pid, started_nsec, stderr_fd)
 
 
-def run(argv: Sequence[str], *, stdin: int | None = None, stdout: int | None = None) -> Usage:
-    """Start a program and wait for its end. Raises Unmeasurable where it fails."""
-    return start(argv, stdin=stdin, stdout=stdout).wait()
+def run(argv: Sequence[str], *expected: int, stdin: int | None = None, stdout: int | None = None) -> Usage:
+    """Start a program and wait for its end. Raises Unmeasurable where it fails: its exit status is none of `expected`, or 0."""
+    return start(argv, stdin=stdin, stdout=stdout).wait(*expected)
 
 
 def python(*arguments: str) -> list[str]:

@@ -24,7 +24,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from tests.bench import copying, delivery, first_read, guests, listing, page
+from tests.bench import copying, delivery, first_read, guests, listing, page, snapshots
 from tests.bench.pairs import Figure, attempt
 from tests.bench.spool import REPOSITORY
 
@@ -34,6 +34,8 @@ _MEASURES: dict[str, tuple[str, str, Callable[[Path, int], list[Figure]], int]] 
     "first-read": (first_read.MEASURE, first_read.BAR, first_read.measure, 31),
     "delivery": (delivery.MEASURE, delivery.BAR, delivery.measure, 15),
     "listing": (listing.MEASURE, listing.BAR, listing.measure, 15),
+    "snapshot-1gb": (snapshots.LARGE, snapshots.BAR, snapshots.large, 15),
+    "snapshot-threads": (snapshots.THREADS, snapshots.BAR, snapshots.threads, 9),
     "pipe": (guests.MEASURE, guests.BAR, guests.through_a_pipe, 20),
     "socket": (guests.MEASURE, guests.BAR, guests.over_the_socket, 20),
 }

@@ -132,7 +132,7 @@ def _in_c() -> Iterator[Case]:
             yield Case(f"{way}/{mode}", "deaths.c", (*compiler, *_MORE.get(mode, ())), (mode,), top, after=after)
     yield Case("gcc-O2/smash-far", "deaths.c", (*_GCC, "-fstack-protector-all"), ("smash", "2000"))
     yield Case("gcc-O2/smash-unprotected", "deaths.c", (*_GCC, "-fno-stack-protector"), ("smash", "600"))
-    yield Case("gcc-O2/deep", "deaths.c", _GCC, ("deep", "10000"), "recurse")
+    yield Case("gcc-O2/deep", "deaths.c", _GCC, ("deep", "5000"), "recurse")
     yield Case("gcc-O2/overflow", "deaths.c", _GCC, ("overflow",))
     yield Case("gcc-O0/overflow", "deaths.c", ("gcc", "-O0", "-g", "-w"), ("deep",), "recurse")
 

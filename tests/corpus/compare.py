@@ -10,8 +10,11 @@ DESCRIPTION
     gdb's: the program counters of all threads, the names of the functions, and, of the thread that died, whether the
     functions that the program said it was in are there. Prints a table, and every thread that differs.
 
+    A stack is sound, as gdb has it, if it goes to where the thread began and every return address is in code. Where gdb loses
+    its way, as it does where there are no unwind tables, there is nothing to be equal to; each is listed all the same.
+
 EXIT STATUS
-    0 at least 99 of 100 threads have gdb's program counters; 1 fewer have.
+    0 at least 99 of 100 threads with sound stacks have gdb's program counters; 1 fewer have, or a snapshot failed.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +45,7 @@ _ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin
 
 @dataclass(frozen=True)
 class Thread:
-    """A thread as both see it. `said` are the functions that it said it was in."""
+    """A thread as both see it. `said` are the functions that it said it was in; `witness` the program counters of eu-stack."""
 
     case: str
     tid: int
@@ -50,6 +53,7 @@ class Thread:
     theirs: debugger.Stack
     said: list[str] | None
     end: str
+    witness: list[int] | None = None
 
     @property
     def kind(self) -> str:
@@ -64,6 +68,12 @@ class Thread:
     def pcs(self) -> tuple[list[int], list[int]]:
         """Return the program counters, ours and theirs."""
         return [int(frame["address"], 0) for frame in self.ours], [frame.address for frame in self.theirs.frames]
+
+    def testimony(self) -> str:
+        """Say whose stack eu-stack has."""
+        ours, theirs = self.pcs()
+        sides = [side for side, pcs in (("ours", ours), ("gdb's", theirs)) if pcs == self.witness]
+        return " and ".join(sides) or "neither"
 
     def differing_names(self) -> list[tuple[str, str]]:
         """Return our name and gdb's of each frame that both have and do not name alike; a frame that gdb cannot name is none."""
@@ -92,9 +102,10 @@ class Outcome:
     skipped: dict[str, str] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
 
-    def equal(self) -> float:
-        """Return the share of threads with gdb's program counters."""
-        return sum(thread.kind == "equal" for thread in self.threads) / max(1, len(self.threads))
+    def equal(self, *, sound: bool = False) -> float:
+        """Return the share of threads with gdb's program counters, of all or of those whose stack is sound as gdb has it."""
+        threads = [thread for thread in self.threads if thread.theirs.sound or not sound]
+        return sum(thread.kind == "equal" for thread in threads) / max(1, len(threads))
 
 
 def has(found: Sequence[str], said: Sequence[str]) -> bool:
@@ -118,12 +129,31 @@ def compare(case: Case, directory: Path) -> list[Thread]:
     dead = crashed(case)
     report = snapshot(dead, directory)
     theirs = debugger.gdb(dead.core, dead.program)
-    threads = []
-    for tid, stack in theirs.items():
-        ours = report["threads"].get(str(tid), {"stack": []})
-        said = dead.functions if tid == dead.tid else None
-        threads.append(Thread(case.name, tid, ours["stack"], stack, said, ours.get("stack_end", "")))
+    threads = [
+        _thread(case, report, tid, stack, dead.functions if tid == dead.tid else None) for tid, stack in theirs.items()
+    ]
+    if any(thread.kind != "equal" for thread in threads):
+        other = debugger.eu_stack(dead.core, dead.program)
+        stacks = {tid: [frame.address for frame in stack.frames] for tid, stack in other.items()}
+        threads = [replace(thread, witness=stacks.get(thread.tid)) for thread in threads]
     return threads
+
+
+def _thread(case: Case, report: dict[str, Any], tid: int, theirs: debugger.Stack, said: list[str] | None) -> Thread:
+    """Put a thread's stacks side by side. Of very many frames the report has the innermost and the outermost."""
+    ours = report["threads"].get(str(tid), {"stack": []})["stack"]
+    notes = report["annotations"].get("stacks", [])
+    note: dict[str, Any] = next((note for note in notes if str(tid) in note["threads"]), {"end": "?", "found": []})
+    physical = [
+        frame for frame, found in zip(ours, note["found"] or [""] * len(ours), strict=True) if found != "inlined"
+    ]
+    end, left_out = note["end"], note.get("left_out", 0)
+    if left_out:
+        first, rest = note["left_out_at"], len(physical) - note["left_out_at"]
+        end = f"{end}, {left_out} frames left out"
+        if len(theirs.frames) == len(physical) + left_out:
+            theirs = replace(theirs, frames=[*theirs.frames[:first], *theirs.frames[len(theirs.frames) - rest :]])
+    return Thread(case.name, tid, physical, theirs, said, end)
 
 
 def run(cases: Sequence[Case], progress: bool = False) -> Outcome:
@@ -149,7 +179,8 @@ def lines(outcome: Outcome) -> Iterator[str]:
     groups: dict[str, list[Thread]] = {}
     for thread in outcome.threads:
         groups.setdefault(thread.case.partition("/")[0], []).append(thread)
-    yield f"{'':24}{'threads':>8}{'equal':>8}{'shorter':>8}{'longer':>8}{'other':>8}{'names':>14}{'said':>12}{'gdb':>6}"
+    heads = "".join(f"{word:>8}" for word in ("threads", "equal", "shorter", "longer", "other", "sound", "differ"))
+    yield f"{'':24}{heads}{'names':>14}{'said':>12}{'gdb':>6}"
     for group, threads in [*groups.items(), ("all", outcome.threads)]:
         kinds = [thread.kind for thread in threads]
         named = sum(bool(frame.name) for thread in threads for frame in thread.theirs.frames)
@@ -157,8 +188,11 @@ def lines(outcome: Outcome) -> Iterator[str]:
         truths = [truth for thread in threads if (truth := thread.truth())]
         ours, theirs = (sum(truth[side] for truth in truths) for side in (0, 1))
         counts = "".join(f"{kinds.count(kind):8}" for kind in ("equal", "shorter", "longer", "other"))
+        sound = [thread for thread in threads if thread.theirs.sound]
+        counts += f"{len(sound):8}{sum(thread.kind != 'equal' for thread in sound):8}"
         yield f"{group:24}{len(threads):8}{counts}{f'{named - wrong}/{named}':>14}{f'{ours}/{len(truths)}':>12}{theirs:6}"
-    yield f"{100 * outcome.equal():.2f}% of the threads have gdb's program counters"
+    yield f"{100 * outcome.equal():.2f}% of the threads have gdb's program counters,"
+    yield f"{100 * outcome.equal(sound=True):.2f}% of those whose stack is sound as gdb has it"
     yield from (f"skipped: {name}: {why}" for name, why in outcome.skipped.items())
     yield from (f"FAILED: {name}: {why}" for name, why in outcome.failed.items())
 
@@ -168,7 +202,9 @@ def details(outcome: Outcome, verbose: bool) -> Iterator[str]:
     for thread in outcome.threads:
         truth, wrong = thread.truth(), thread.differing_names()
         if thread.kind != "equal" or (truth and not truth[0]) or (verbose and wrong):
-            yield f"{thread.case} {thread.tid}: {thread.kind}; {thread.end or '?'}; gdb: {thread.theirs.end}; said {truth}"
+            judged = "sound" if thread.theirs.sound else f"lost: {thread.theirs.end}"
+            named = "" if truth is None else f"; said: ours {truth[0]}, gdb's {truth[1]}"
+            yield f"{thread.case} {thread.tid}: {thread.kind}; {thread.end}; gdb {judged}; eu-stack {thread.testimony()}{named}"
             yield from _beside(thread)
         if verbose:
             yield from (f"    {ours or '-'} | {theirs}" for ours, theirs in wrong)
@@ -208,7 +244,7 @@ def main() -> int:
     outcome = run(chosen, progress=True)
     for line in (*details(outcome, options.verbose), *lines(outcome)):
         print(line)
-    return int(outcome.equal() < _LEAST or bool(outcome.failed))
+    return int(outcome.equal(sound=True) < _LEAST or bool(outcome.failed))
 
 
 if __name__ == "__main__":

@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
+import struct
 import subprocess
 import tempfile
 from dataclasses import dataclass
@@ -15,6 +17,7 @@ _HERE = Path(__file__).parent
 #: Nobody reads more of them.
 FRAMES_MAX = 20000
 _SECONDS = 300
+_PT_LOAD, _PF_X = 1, 1
 #: What is asked of gdb before it opens anything: nothing from outside, and stacks to where threads begin.
 _SETTINGS = (
     "set debuginfod enabled off",
@@ -34,29 +37,46 @@ class Frame:
 
 @dataclass(frozen=True)
 class Stack:
-    """A thread's frames, innermost first, without those of functions that were compiled into others; why there are no more."""
+    """A thread's frames, innermost first, without those of functions that were compiled into others; why there are no more.
+
+    `sound`: it goes to where the thread began, and all of it is in code.
+    """
 
     frames: list[Frame]
     end: str
+    sound: bool = True
 
 
-def gdb(core: Path, program: Path, directories: str = "") -> dict[int, Stack]:
+def gdb(core: Path, program: Path) -> dict[int, Stack]:
     """Return the stacks by thread. Raises CalledProcessError."""
     words = [word for setting in _SETTINGS for word in ("-iex", setting)]
-    if directories:
-        words += ["-iex", f"set debug-file-directory {directories}"]
     with tempfile.NamedTemporaryFile(prefix="coresnap-frames-") as file:
         environment = {**os.environ, "CORESNAP_FRAMES": file.name}
         environment.pop("DEBUGINFOD_URLS", None)
         argv = ["gdb", "-nx", "-batch", *words, "-x", str(_HERE / "in_gdb.py"), str(program), str(core)]
         subprocess.run(argv, env=environment, capture_output=True, check=True, timeout=_SECONDS)
         threads = json.load(file)
-    return {
-        int(tid): Stack(
-            [Frame(pc, name) for pc, name, kind in one["frames"] if kind in ("normal", "signal")], one["end"]
-        )
-        for tid, one in threads.items()
-    }
+    code = _executable(core)
+    return {int(tid): _stack(one["frames"], one["end"], code) for tid, one in threads.items()}
+
+
+def _stack(frames: list[tuple[int, str, str]], end: str, code: list[range]) -> Stack:
+    """Sort out the frames that have no place of their own on the stack; judge the others."""
+    physical = [frame for frame in frames if frame[2] in ("normal", "signal")]
+    # Only what was stopped where it is, the innermost or what a signal came upon, may be where no code is.
+    returns = [frame[0] for before, frame in itertools.pairwise(physical) if before[2] != "signal"]
+    sound = end == "outermost" and all(any(pc in one for one in code) for pc in returns)
+    return Stack([Frame(pc, name) for pc, name, _kind in physical], end, sound)
+
+
+def _executable(core: Path) -> list[range]:
+    """Return the executable segments: e_phoff at 32, e_phnum at 56, elf(5)."""
+    with core.open("rb") as file:
+        head = file.read(64)
+        (at,), (count,) = struct.unpack_from("<Q", head, 32), struct.unpack_from("<H", head, 56)
+        file.seek(at)
+        rows = list(struct.iter_unpack("<IIQQQQQQ", file.read(56 * count)))
+    return [range(row[3], row[3] + row[6]) for row in rows if row[0] == _PT_LOAD and row[1] & _PF_X]
 
 
 def eu_stack(core: Path, program: Path) -> dict[int, Stack]:

@@ -74,6 +74,12 @@ class Walk:
             (address, self.lookup, found, tuple(registers))
         )
 
+    def name_exactly(self) -> None:
+        """Have the last frame named by where it is: nothing has called what a signal handler returns to."""
+        kept = self.outer or self.inner
+        address, _lookup, found, registers = kept[-1]
+        kept[-1] = (address, address, found, registers)
+
     def goes_round(self, address: int, stack: int, from_stack: int) -> bool:
         """Say whether a walk to there would go in a circle. It may go down the stack, as to another one, but not twice."""
         if stack > from_stack:
@@ -163,7 +169,9 @@ class Walker:
             damage = step.damage if isinstance(step, NoStep) else ""
             return (End.BAD_TABLE, damage) if damage else (End.NO_CALLER, "")
         address, stack = caller[machine.program_counter], caller[machine.stack_pointer]
-        if not address:
+        if found is Found.SIGNAL:
+            walk.name_exactly()
+        elif not address:
             return End.BOTTOM, ""
         if walk.goes_round(address, stack, registers[machine.stack_pointer]):
             return End.CYCLE, ""

@@ -226,7 +226,7 @@ FIRM int handled_jump(int n)
 
 FIRM int recurse(int depth)
 {
-    volatile char room[64];
+    volatile char room[1024];
     room[0] = (char)depth;
     if (number && depth == number)
         *(volatile int *)8 = depth;
