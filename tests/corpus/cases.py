@@ -144,12 +144,12 @@ def _of_files() -> Iterator[Case]:
     yield Case("debugdata/null", "deaths.c", _GCC, ("null",), "null_leaf", after=_MINI)
     yield Case("debugdata/handler", "deaths.c", _GCC, ("handler",), "on_usr1", after=_MINI)
     yield Case("compressed-debug/null", "deaths.c", (*_GCC, "-gz=zlib"), ("null",), "null_leaf")
-    yield Case("deleted/deleted", "deaths.c", _GCC, ("deleted",), "null_leaf", place="copy", quick=True)
+    yield Case("deleted/deleted", "deaths.c", _GCC, ("deleted",), "null_leaf", place="copy")
     yield Case("deleted/stripped", "deaths.c", _GCC, ("deleted",), after=_STRIP, place="copy")
     other: Argv = ("gcc", "-O0", "-w", "-o", "{program}.other", "{source}")
     yield Case("deleted/replaced", "deaths.c", _GCC, ("deleted", "1"), "null_leaf", after=(other,), place="copy")
     yield Case("deleted/library", "deaths.c", _GCC, ("side", "1"), "side_end", side=_SIDE, place="copy")
-    yield Case("jail/null", "deaths.c", _GCC, ("null",), "null_leaf", place="jail", quick=True)
+    yield Case("jail/null", "deaths.c", _GCC, ("null",), "null_leaf", place="jail")
     yield Case("jail/abort", "deaths.c", _GCC, ("abort",), place="jail")
     yield Case("mount/null", "deaths.c", _GCC, ("null",), "null_leaf", place="mount")
     yield Case("mount/qsort-fp", "deaths.c", (*_GCC, "-fno-omit-frame-pointer"), ("qsort",), "compare", place="mount")
@@ -159,8 +159,8 @@ def _of_files() -> Iterator[Case]:
     yield Case("library/no-cfi", "deaths.c", _GCC, ("side",), "side_end", side=(*_SIDE, *_NO_CFI))
     lazy = (*_GCC, *_BESIDE, "-Wl,-z,lazy")
     side = (*_SIDE, "-DIFUNC")
-    yield Case("loading/lazy", "loading.c", lazy, (), "choose", side=side, quick=True)
-    yield Case("loading/now", "loading.c", (*_GCC, *_BESIDE, "-Wl,-z,now"), (), "choose", side=side)
+    yield Case("loading/lazy", "loading.c", lazy, (), side=side, quick=True)
+    yield Case("loading/now", "loading.c", (*_GCC, *_BESIDE, "-Wl,-z,now"), (), side=side)
     yield Case("loading/constructor", "loading.c", lazy, ("constructor",), "early", side=side)
 
 
@@ -207,7 +207,7 @@ def _in_others() -> Iterator[Case]:
         yield Case(f"rust-O/{mode}", "deaths.rs", (*rust, "-O"), (mode,), quick=mode == "bounds")
         yield Case(f"rust/{mode}", "deaths.rs", rust, (mode,))
     for mode in ("nil", "panic", "bounds"):
-        yield Case(f"go/{mode}", "deaths.go", ("go", "build"), (mode,), quick=mode == "nil")
+        yield Case(f"go/{mode}", "deaths.go", ("go", "build"), (mode,))
         yield Case(f"go-stripped/{mode}", "deaths.go", ("go", "build", "-ldflags=-s -w"), (mode,))
     for mode in ("null", "abort", "thread"):
         yield Case(f"python/{mode}", "deaths.py", (), (mode,), quick=mode == "thread")
