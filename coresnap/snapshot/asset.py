@@ -8,17 +8,24 @@ pax(1p).
 
 from __future__ import annotations
 
+import bisect
 import os
+import re
 import stat
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from typing import BinaryIO, NamedTuple
 
+from coresnap.ground.elf_file import Pread
 from coresnap.ground.errors import BadInput
 
 _BLOCK_BYTES = 512
 #: archive keeps no more of a file.
 _MEMBER_MAX_BYTES = 4 << 20
-_MEMBERS_MAX = 200
+#: What is kept of mapped files comes last, in some thousand pieces at most.
+_MEMBERS_MAX = 4096
+_OFFSET_MAX = (1 << 63) - _BLOCK_BYTES - 1
+_PIECE = re.compile(r"modules/([0-9a-f]{1,16})/([0-9a-f]{1,16})")
 _LINES_MAX = 1000
 _THREADS_MAX = 65536
 #: The members that a report draws on.
@@ -42,27 +49,79 @@ def read_asset(path: str, missing: list[str], names: Collection[str] = _NAMES) -
 
     A device such as /dev/null stands for no asset. Raises BadInput where it is no TAR, OSError where it is unreadable.
     """
-    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-        mode = os.fstat(file.fileno()).st_mode
-        if stat.S_ISCHR(mode):
-            return {}
-        if not stat.S_ISREG(mode):
-            raise BadInput("not a regular file")
-        members, gaps = _read_members(file, names)
+    members: dict[str, bytes] = {}
+    gaps: list[str] = []
+    with _open(path) as file:
+        for member, at in _walk(file, gaps):
+            if member.name in names and member.name not in members:
+                content = os.pread(file.fileno(), min(member.size_bytes, _MEMBER_MAX_BYTES), at)
+                if len(content) < member.size_bytes:
+                    gaps.append(f"{member.name}: {len(content)} of {member.size_bytes} bytes")
+                members[member.name] = content
     if gaps:
         missing.append(f"the asset: {'; '.join(gaps)}")
     return members
 
 
-def _read_members(file: BinaryIO, names: Collection[str]) -> tuple[dict[str, bytes], list[str]]:
-    """Read the members up to the end or to what is damaged; return them, and what there is no more of."""
-    members: dict[str, bytes] = {}
-    gaps: list[str] = []
+@contextmanager
+def kept_modules(path: str) -> Iterator[dict[int, Pread]]:
+    """Yield what archive kept of mapped ELF files: by the address of a module's first mapping a reader of the file's bytes.
+
+    A member modules/START/OFFSET, in hex, has what stands in the file at this offset. Raises as read_asset does.
+    """
+    found: dict[int, dict[int, tuple[int, int]]] = {}
+    with _open(path) as file:
+        for member, at in _walk(file, []):
+            piece = _PIECE.fullmatch(member.name)
+            if piece and member.size_bytes:
+                found.setdefault(int(piece[1], 16), {}).setdefault(int(piece[2], 16), (at, member.size_bytes))
+        yield {start: _Pieces(file.fileno(), pieces).read for start, pieces in found.items()}
+
+
+class _Pieces:
+    """What there is of one file, in pieces of the asset."""
+
+    def __init__(self, fd: int, pieces: dict[int, tuple[int, int]]) -> None:
+        """`pieces` are, by their offset in the file, (offset in the asset, size in bytes)."""
+        self._fd = fd
+        self._offsets = sorted(pieces)
+        self._places = [pieces[offset] for offset in self._offsets]
+
+    def read(self, count: int, offset: int) -> bytes:
+        """Return bytes of the file, over the borders of pieces; fewer, or none, where they were not kept."""
+        blocks: list[bytes] = []
+        while count > 0:
+            index = bisect.bisect_right(self._offsets, offset) - 1
+            within = offset - self._offsets[index] if index >= 0 else 0
+            at, size_bytes = self._places[index] if index >= 0 else (0, 0)
+            block = os.pread(self._fd, min(count, size_bytes - within), at + within) if within < size_bytes else b""
+            if not block:
+                break
+            blocks.append(block)
+            count, offset = count - len(block), offset + len(block)
+        return b"".join(blocks)
+
+
+def _open(path: str) -> BinaryIO:
+    file = open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")  # noqa: SIM115  # the caller's
+    mode = os.fstat(file.fileno()).st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISCHR(mode):
+        file.close()
+        raise BadInput("not a regular file")
+    return file
+
+
+def _walk(file: BinaryIO, gaps: list[str]) -> Iterator[tuple[_Member, int]]:
+    """Yield the plain members, each with where its contents stand, up to the end or to what is damaged.
+
+    What there is no more of is said in `gaps`.
+    """
     at = others = 0
     extended = False
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        return
     for _ in range(_MEMBERS_MAX):
-        file.seek(at)
-        block = file.read(_BLOCK_BYTES)
+        block = os.pread(file.fileno(), _BLOCK_BYTES, at) if at < _OFFSET_MAX else b""
         if not block.strip(b"\0"):
             gaps += ["its end"] if at and not block else []
             break
@@ -74,18 +133,14 @@ def _read_members(file: BinaryIO, names: Collection[str]) -> tuple[dict[str, byt
             break
         if extended or member.kind not in _PLAIN + _DIRECTORY:
             others += 1
-        elif member.name in names and member.kind in _PLAIN and member.name not in members:
-            content = file.read(min(member.size_bytes, _MEMBER_MAX_BYTES))
-            if len(content) < member.size_bytes:
-                gaps.append(f"{member.name}: {len(content)} of {member.size_bytes} bytes")
-            members[member.name] = content
+        elif member.kind in _PLAIN:
+            yield member, at + _BLOCK_BYTES
         extended = member.kind in _EXTENSIONS
         at += _BLOCK_BYTES + member.size_bytes + -member.size_bytes % _BLOCK_BYTES
     else:
         gaps.append(f"the first {_MEMBERS_MAX} members")
     if others:
         gaps.append(f"{others} members that are not plain, as links, sparse and extended ones, are left out")
-    return members, gaps
 
 
 def _header(block: bytes) -> _Member | None:

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from coresnap.ground.errors import BadInput
-from coresnap.snapshot.asset import read_asset, table, thread_names
+from coresnap.snapshot.asset import kept_modules, read_asset, table, thread_names
 from tests.fixtures import cores
 from tests.unit.test_snapshot import report_of
 from tests.unit.test_snapshot_program import run
@@ -185,12 +185,12 @@ def _lines_without_end() -> bytes:
         (_gnu_sparse_whose_map_goes_on, "1 members that are not plain"),
         (_pax_sparse_of_64_gb, "2 members that are not plain"),
         (_pax_header_of_digits, "2 members that are not plain"),
-        (_pax_headers_in_a_chain, "the first 200 members; 199 members that are not plain"),
-        (_long_names_in_a_chain, "the first 200 members; 199 members that are not plain"),
+        (_pax_headers_in_a_chain, "the first 4096 members; 4095 members that are not plain"),
+        (_long_names_in_a_chain, "the first 4096 members; 4095 members that are not plain"),
         (_sizes_that_go_backwards, "no header of a member at 1024"),
         (_member_of_a_terabyte, "no header of a member at 1024"),
         (_member_longer_than_the_asset, "proc/stat: 1024 of 8589934591 bytes; its end"),
-        (_members_without_end, "the first 200 members"),
+        (_members_without_end, "the first 4096 members"),
         (_lines_without_end, "proc/stat: 4194304 of 31457280 bytes"),
     ],
     ids=lambda value: value.__name__ if callable(value) else "",
@@ -235,3 +235,40 @@ def test_an_asset_that_is_cut(tmp_path: Path) -> None:
         assert list(found) == list(_ASSET)[: len(found)]
         assert all(_ASSET[name] == data for name, data in list(found.items())[:-1])
         assert missing[0].startswith("the asset: ")
+
+
+def test_kept_modules_are_read_over_the_borders_of_pieces(tmp_path: Path) -> None:
+    pieces = {
+        **{
+            "modules/7f0000400000/0": b"head" * 256,
+            "modules/7f0000400000/400": b"more",
+            "modules/7f0000400000/10000": b"far",
+        },
+        **{"modules/400000/12": b"other", "modules/400000/zz": b"x", "modules/400000/1/2": b"x", "modules/x/0": b"x"},
+        **{"modules/11111111111111111/0": b"x", "modules/400000/20": b"", "modules/../400000/0": b"x"},
+    }
+    with kept_modules(str(_tar(tmp_path / "a.tar", _ASSET | pieces))) as kept:
+        assert set(kept) == {0x7F0000400000, 0x400000}
+        read, other = kept[0x7F0000400000], kept[0x400000]
+        assert read(4, 0) == b"head"
+        assert read(1 << 20, 0x3FC) == b"headmore"
+        assert read(100, 0x404) == read(100, 0xFFFF) == read(0, 0) == read(-1, 0) == b""
+        assert read(2, 0x10001) == b"ar"
+        assert read(1, 1 << 62) == b""
+        assert other(10, 0x14) == b"her"
+        assert other(10, 0) == b""
+    with kept_modules(os.devnull) as kept:
+        assert kept == {}
+
+
+def test_kept_modules_of_an_asset_that_is_cut_or_lies(tmp_path: Path) -> None:
+    path = tmp_path / "a.tar"
+    whole = _tar(path, {"modules/1000/0": b"x" * 2000, "modules/2000/0": b"y" * 2000}).read_bytes()
+    path.write_bytes(whole[:1500])
+    with kept_modules(str(path)) as kept:
+        assert kept[0x1000](5000, 0) == b"x" * 988
+        assert kept[0x1000](5000, 1500) == b""
+        assert 0x2000 not in kept
+    path.write_bytes(b"hello" * 1000)
+    with pytest.raises(BadInput, match="not a TAR"), kept_modules(str(path)):
+        pass
