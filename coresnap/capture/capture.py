@@ -14,6 +14,7 @@ import time
 from coresnap.capture import policy
 from coresnap.capture.copy import Copied, copy
 from coresnap.capture.evidence import Evidence, Reader
+from coresnap.capture.members import Wish
 from coresnap.capture.source import Gone, Withdrawn
 from coresnap.ground import durable
 from coresnap.ground.errors import CoresnapError, Refused
@@ -24,6 +25,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from coresnap.capture.assets import Assets
     from coresnap.capture.source import Source
     from coresnap.capture.victim import Victim
     from coresnap.ground.flat import ArchiveSettings
@@ -43,6 +45,7 @@ class Capture:
     """One capture under way. `reason` and `detail` say why it has failed, empty as long as it has not."""
 
     __slots__ = (
+        "assets",
         "copied",
         "core_fd",
         "detail",
@@ -76,6 +79,7 @@ class Capture:
         self.spool: Spool | None = None
         self.dump: Dump | None = None
         self.evidence: Evidence | None = None
+        self.assets: Assets | None = None
         self.reservation: Reservation | None = None
         self.copied = Copied()
         self.core_fd = -1
@@ -103,7 +107,9 @@ class Capture:
         self, source: "Source", proc: "str | None", reader: Reader, in_staging: "Callable[[str], None] | None"
     ) -> None:
         self._refuse_at_once(proc)
-        self.evidence = Evidence(proc, self.settings.environ, reader)
+        settings = self.settings
+        wish = Wish(settings.environ, settings.modules_max_bytes, settings.uid)
+        self.evidence = Evidence(proc, wish, reader)
         self.spool = Spool(self.settings.root, self.within)
         stays = source.keeps_process()
         later = stays and not policy.needs_limits(self.settings, self.victim)
@@ -126,7 +132,7 @@ class Capture:
         try:
             check_free(os.statvfs(self.within + self.settings.root), self.settings.quota_percent, OVERHEAD_BYTES)
         except QuotaExceeded:
-            self.evidence = Evidence(proc, (), None)  # it has a name in the ledger all the same
+            self.evidence = Evidence(proc, Wish(), None)  # it has a name in the ledger all the same
             raise
         except OSError:
             pass  # what is wrong there the spool tells
@@ -146,7 +152,22 @@ class Capture:
     def wait_for_host(self) -> None:
         """Take what is still to come of the evidence, and be done with its reader. The process has been let go."""
         if self.evidence is not None:
-            self.evidence.wait_for_host(_HOST_BUDGET_USEC)
+            keeps = self.dump is not None and not self.reason and not self.copied.reason
+            self.evidence.wait_for_host(_HOST_BUDGET_USEC, self._put_piece if keeps else None)
+
+    def _put_piece(self, name: str, data: bytes) -> None:
+        """Put a piece of a mapped file into the asset, which is begun with the first: they are too large to be held here."""
+        from coresnap.capture.assets import Assets  # few crashes need it before it is finished
+
+        if self.reason or self.dump is None or self.evidence is None:
+            return
+        try:
+            if self.assets is None:
+                self.assets = Assets(self.dump.fd, self.settings.owner(), self.reservation)
+                self.assets.put_evidence(self.evidence.members)
+            self.assets.put_piece(name, data)
+        except OSError as error:
+            self.fail(error)
 
     def _core_bytes(self, source_fd: int) -> int:
         """Foresee what the core takes on the disk: what the process has in memory or swapped out, or the file's blocks."""

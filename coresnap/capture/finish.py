@@ -4,14 +4,14 @@
 Check, write the asset and the record, sync, and rename the dump to pending; or unlink everything and put the loss on record.
 """
 
-import errno
-import io
 import os
 import tarfile
 import time
 from dataclasses import dataclass
 
+from coresnap.capture.assets import ASSETS, Assets
 from coresnap.capture.capture import CORE, HELD, WITHDRAWN, Capture
+from coresnap.capture.members import MODULES
 from coresnap.capture.place import place_of
 from coresnap.capture.victim import Victim
 from coresnap.ground import durable, elf
@@ -24,8 +24,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-ASSETS = "assets.tar"
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 #: What is cut off a core that filled the disk, so that its record finds room.
 _ROOM_BYTES = 1 << 20
 _TEXT_MAX = 8192
@@ -127,35 +125,18 @@ def _keep(capture: Capture) -> str:
 
 def _write_assets(capture: Capture, dump: Dump) -> "tuple[int, list[str]]":
     """Write the asset; return its size and what it lacks. A salvaged dump may have one already."""
-    if durable.exists(dump.fd, ASSETS):
-        return os.stat(ASSETS, dir_fd=dump.fd, follow_symlinks=False).st_size, []
-    members = capture.evidence.members if capture.evidence else {}
-    data = tar(members)
-    fd = durable.create(dump.fd, ASSETS, *capture.settings.owner())
-    try:
-        durable.write(fd, data)
-        durable.sync(fd)
-    except OSError as error:
-        if error.errno not in _FULL:
-            raise
-        durable.unlink(dump.fd, ASSETS)
-        return 0, ["assets.tar: the disk is full"]
-    finally:
-        os.close(fd)
-    return len(data), capture.evidence.missing() if capture.evidence else ["everything: the capture was interrupted"]
-
-
-def tar(members: "dict[str, bytes]") -> bytes:
-    """Return a TAR archive (ustar) of the members, in their order."""
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as archive:
-        for name, data in members.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            member.mode = 0o400
-            member.mtime = int(time.time())
-            archive.addfile(member, io.BytesIO(data))
-    return buffer.getvalue()
+    evidence = capture.evidence
+    if capture.assets is None:
+        if durable.exists(dump.fd, ASSETS):
+            return os.stat(ASSETS, dir_fd=dump.fd, follow_symlinks=False).st_size, []
+        capture.assets = Assets(dump.fd, capture.settings.owner(), None)
+        capture.assets.put_evidence(evidence.members if evidence else {})
+    assets = capture.assets
+    assets.finish()
+    if not assets.size_bytes:
+        return 0, [f"{ASSETS}: {assets.problem}"]
+    missing = evidence.missing() if evidence else ["everything: the capture was interrupted"]
+    return assets.size_bytes, [*missing, *([f"{MODULES}: {assets.problem}"] if assets.problem else [])]
 
 
 def _identify(capture: Capture) -> None:
@@ -295,6 +276,8 @@ def _close(capture: Capture) -> None:
         capture.reservation.close()
     if capture.core_fd >= 0:
         os.close(capture.core_fd)
+    if capture.assets is not None:
+        capture.assets.close()
     if capture.dump is not None:
         capture.dump.close()
     if capture.spool is not None and capture.transport != "salvage":

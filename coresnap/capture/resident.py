@@ -11,9 +11,11 @@ import os
 import select
 import signal
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
-from coresnap.capture.evidence import Reader, send_members, widen
+import coresnap.capture.modules  # noqa: F401  # its child wants it for some crashes
+from coresnap.capture.evidence import Reader
+from coresnap.capture.members import GO, STOP, Wish, send_members, widen
 
 _REQUEST_MAX_BYTES = 64 << 10
 
@@ -55,7 +57,11 @@ class ResidentReader(Reader):
                 request, fds, _flags, _address = socket.recv_fds(requests, _REQUEST_MAX_BYTES, 1)
                 if not request:
                     break  # its owner has ended
-                send_members(write_fd, fds[0] if fds else -1, request.decode().split("\0")[1:])
+                if request in (GO, STOP):
+                    continue  # there were no files to be read
+                modules_bytes, uid, *environ = request.decode().split("\0")
+                wish = Wish(environ, int(modules_bytes), int(uid))
+                send_members(write_fd, fds[0] if fds else -1, wish, lambda: requests.recv(1))
                 for fd in fds:
                     os.close(fd)
         except OSError:
@@ -63,17 +69,22 @@ class ResidentReader(Reader):
         finally:
             os._exit(0)
 
-    def start(self, proc_fd: int, environ: Sequence[str]) -> int:
+    def start(self, proc_fd: int, wish: Wish) -> int:
         """Have the child read; return the descriptor that the members come from. Raises OSError."""
         if self._requests is None:  # one that is forked now would hold the crashed process, too
             raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
-        request = "\0".join(["read", *environ]).encode()
+        request = "\0".join([str(wish.modules_bytes), str(wish.uid), *wish.environ]).encode()
         try:
             socket.send_fds(self._requests, [request], [proc_fd] if proc_fd >= 0 else [])
         except OSError:
             self.end(whole=False)
             raise
         return self._fd
+
+    def tell(self, word: bytes) -> None:
+        """Say that the process has been let go: GO on with its files, or STOP. Raises OSError."""
+        if self._requests is not None:
+            self._requests.send(word)
 
     def end(self, *, whole: bool) -> None:
         """Keep the child for the next capture, or be done with it where it has not read all, or has ended."""

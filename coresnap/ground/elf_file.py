@@ -60,6 +60,7 @@ class ElfFile:
         if phnum and (phentsize != _SEGMENT.size or phnum > _SEGMENTS_MAX):
             raise BadInput(f"{name}: {phnum} program headers of {phentsize} bytes")
         data = self.read(phoff, phnum * _SEGMENT.size)
+        self._headers = [(0, 64), (phoff, phnum * _SEGMENT.size)]
         self.segments = [
             elf.Segment(type_, flags, offset, vaddr, filesz, memsz)
             for type_, flags, offset, vaddr, _paddr, filesz, memsz, _align in _SEGMENT.iter_unpack(
@@ -90,6 +91,14 @@ class ElfFile:
         if self._numbered is None:
             self._numbered = self._read_sections()
         return self._numbered
+
+    def headers(self) -> list[tuple[int, int]]:
+        """Return where the file's header, the program headers, the section headers and the sections' names are.
+
+        Each is (offset, size in bytes).
+        """
+        self.sections()
+        return self._headers
 
     def section(self, name: str) -> Section | None:
         """Return the first section of a name that has contents in this file."""
@@ -153,11 +162,15 @@ class ElfFile:
                 count, names_at = count or values[5], values[6] if names_at == 0xFFFF else names_at
         else:
             return []
-        data = self.read(self._shoff, min(count, _SECTIONS_MAX) * _SECTION.size)
+        count = min(count, _SECTIONS_MAX)
+        data = self.read(self._shoff, count * _SECTION.size)
+        self._headers.append((self._shoff, count * _SECTION.size))
         rows = list(_SECTION.iter_unpack(data[: len(data) - len(data) % _SECTION.size]))
         names = b""
         if names_at < len(rows):
-            names = self.read(rows[names_at][4], min(rows[names_at][5], _NAMES_MAX_BYTES))
+            place = rows[names_at][4], min(rows[names_at][5], _NAMES_MAX_BYTES)
+            names = self.read(*place)
+            self._headers.append(place)
         return [
             Section(_name(names, name), type_, flags, address, offset, size_bytes, link, entry_bytes)
             for name, type_, flags, address, offset, size_bytes, link, _info, _align, entry_bytes in rows

@@ -29,6 +29,7 @@ _RANGES = {
     "quota_percent": (0, 100),
     "ceiling_bytes": (0, 1 << 62),
     "evidence_budget_usec": (0, 1 << 40),
+    "modules_max_bytes": (0, 1 << 40),
     "jobs": (1, 1024),
 }
 
@@ -43,6 +44,7 @@ class ArchiveSettings:
         "gid",
         "jobs",
         "mode",
+        "modules_max_bytes",
         "quota_percent",
         "rlimit_core",
         "root",
@@ -59,6 +61,7 @@ class ArchiveSettings:
         self.ceiling_bytes = 0
         self.environ = tuple(_ENVIRON.split())
         self.evidence_budget_usec = 1_000_000
+        self.modules_max_bytes = 32 << 20
         self.rlimit_core = "ignore"
         self.jobs = 16
 

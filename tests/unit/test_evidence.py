@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from coresnap.capture import evidence
-from coresnap.capture.evidence import Evidence, Reader, filter_environ
+from coresnap.capture import members as reading_half
+from coresnap.capture.evidence import Evidence, Reader
+from coresnap.capture.members import Wish, filter_environ
 from coresnap.capture.victim import CORE_PATTERN, from_core_pattern
 
 SECOND_USEC = 1_000_000
@@ -48,7 +49,7 @@ threading.Thread(target=run).start()
 
 
 def test_everything_of_a_live_process_is_there(victim: subprocess.Popen[bytes], source_fd: int) -> None:
-    reading = Evidence(f"/proc/{victim.pid}", ("PATH", "LC_*"), Reader((source_fd,)))
+    reading = Evidence(f"/proc/{victim.pid}", Wish(("PATH", "LC_*")), Reader((source_fd,)))
     reading.wait_for_victim(10 * SECOND_USEC)
     reading.wait_for_host(10 * SECOND_USEC)
     members = reading.members
@@ -65,7 +66,7 @@ def test_everything_of_a_live_process_is_there(victim: subprocess.Popen[bytes], 
 
 
 def test_a_directory_that_is_not_there_costs_only_the_victims_part(source_fd: int) -> None:
-    reading = Evidence("/proc/4194304000", (), Reader((source_fd,)))
+    reading = Evidence("/proc/4194304000", Wish(), Reader((source_fd,)))
     reading.wait_for_victim(10 * SECOND_USEC)
     assert reading.victim_read
     reading.wait_for_host(10 * SECOND_USEC)
@@ -81,15 +82,15 @@ def test_a_read_that_blocks_is_abandoned_at_the_deadline(
     (tmp_path / "comm").write_bytes(b"x\n")
     never = threading.Lock()
     never.acquire()
-    real_read = evidence._read
+    real_read = reading_half.read
 
     def blocking_read(path: str, limit_bytes: int, dir_fd: int | None = None) -> bytes | None:
         if path == "cmdline":
             never.acquire()
         return real_read(path, limit_bytes, dir_fd)
 
-    monkeypatch.setattr(evidence, "_read", blocking_read)
-    reading = Evidence(str(tmp_path), (), Reader((source_fd,)))
+    monkeypatch.setattr(reading_half, "read", blocking_read)
+    reading = Evidence(str(tmp_path), Wish(), Reader((source_fd,)))
     before = time.monotonic()
     reading.wait_for_victim(SECOND_USEC // 10)
     assert time.monotonic() - before < 5
@@ -101,7 +102,7 @@ def test_a_read_that_blocks_is_abandoned_at_the_deadline(
 
 def test_what_comes_late_of_another_process_is_forgotten_too(victim: subprocess.Popen[bytes], source_fd: int) -> None:
     """The budget has ended before the child has read: what it sends afterwards is the other process's as well."""
-    reading = Evidence(f"/proc/{victim.pid}", (), Reader((source_fd,)))
+    reading = Evidence(f"/proc/{victim.pid}", Wish(), Reader((source_fd,)))
     reading.forget_victim()
     reading.wait_for_host(10 * SECOND_USEC)
     assert "host/meminfo" in reading.members
@@ -112,7 +113,7 @@ def test_what_comes_late_of_another_process_is_forgotten_too(victim: subprocess.
 def test_what_is_not_a_regular_file_is_not_read(tmp_path: Path, source_fd: int) -> None:
     os.mkfifo(tmp_path / "status")
     (tmp_path / "environ").symlink_to("/dev/zero")
-    reading = Evidence(str(tmp_path), ("*",), Reader((source_fd,)))
+    reading = Evidence(str(tmp_path), Wish(("*",)), Reader((source_fd,)))
     reading.wait_for_victim(10 * SECOND_USEC)
     assert reading.victim_read
     assert not {"proc/status", "proc/environ"} & set(reading.members)
@@ -121,7 +122,7 @@ def test_what_is_not_a_regular_file_is_not_read(tmp_path: Path, source_fd: int) 
 
 def test_members_are_bounded(tmp_path: Path, source_fd: int) -> None:
     (tmp_path / "status").write_bytes(b"x" * (1 << 20))
-    reading = Evidence(str(tmp_path), (), Reader((source_fd,)))
+    reading = Evidence(str(tmp_path), Wish(), Reader((source_fd,)))
     reading.wait_for_victim(10 * SECOND_USEC)
     reading.wait_for_host(10 * SECOND_USEC)
     assert len(reading.members["proc/status"]) == 16 << 10
@@ -132,7 +133,7 @@ def test_the_child_does_not_hold_the_source() -> None:
     read_fd, write_fd = os.pipe()
     never_fd, keep_fd = os.pipe()
     os.set_blocking(write_fd, False)
-    reading = Evidence(None, (), Reader((read_fd,)))
+    reading = Evidence(None, Wish(), Reader((read_fd,)))
     reading.wait_for_host(10 * SECOND_USEC)
     os.close(read_fd)
     with pytest.raises(BrokenPipeError):

@@ -22,6 +22,7 @@ dump.quota = 25%
 dump.ceiling = 20G
 archive.environ = PATH LC_*
 archive.evidence_budget = 250ms
+archive.modules_max_bytes = 5M
 archive.rlimit_core = honour
 archive.jobs = 3
 """
@@ -55,6 +56,7 @@ def test_what_is_compiled_is_what_is_read(tmp_path: Path) -> None:
         "ceiling_bytes": 20 << 30,
         "environ": ("PATH", "LC_*"),
         "evidence_budget_usec": 250_000,
+        "modules_max_bytes": 5 << 20,
         "rlimit_core": "honour",
         "jobs": 3,
     }

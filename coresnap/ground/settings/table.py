@@ -103,6 +103,15 @@ class Values:
         """,
         archive="evidence_budget_usec",
     )
+    archive_modules_max_bytes: int = _row(
+        "archive.modules_max_bytes", kinds.Bytes(0, _G), "32M", "archive", """
+        Most bytes that are kept, in the asset, of mapped executables and libraries that the snapshot will not reach under
+        their paths: deleted or replaced ones, those of containers and of services with a /tmp of their own, those that
+        dump.user may not read. It is their unwind tables and symbols, without which stacks have one frame; they are read
+        once the process has been let go. 0 keeps none.
+        """,
+        archive="modules_max_bytes",
+    )
 
     archive_rlimit_core: str = _row(
         "archive.rlimit_core", kinds.Choice(("ignore", "honour")), "ignore", "archive", """

@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which mapped files of a crashed process will not be reached when its snapshot is made; they are pinned while it is held.
+
+The snapshot is made by dump.user, in the mount namespace of PID 1. Of a process in the same namespace and root a file is reached
+under its path unless it has been deleted or replaced, or that user may not read it; of any other process the file under that
+path may be the same, or another, or none. Nothing is read here, and opened with O_PATH alone: neither a driver nor a file
+server is asked about the file. Layouts: proc_pid_maps(5), proc_pid_map_files(5).
+
+Run by the child that reads evidence, while the crashed process is held.
+"""
+
+import os
+
+from coresnap.spool.stages import machine_s_root
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+#: What lies below is the distribution's, and everybody may read it.
+_SYSTEM = (b"/usr/", b"/lib", b"/bin/", b"/sbin/")
+_DELETED = b" (deleted)"
+#: More files than that are not looked at, or not pinned: each costs some microseconds, or a descriptor.
+_LOOKED_AT_MAX = 2048
+PINNED_MAX = 256
+
+
+class Pinned:
+    """A mapped file. `start` is the address where its first page is mapped, `fd` a descriptor with O_PATH.
+
+    `reached` is device and inode of the file that will be found under its path, where that may be the same one.
+    """
+
+    __slots__ = ("fd", "reached", "start")
+
+    def __init__(self, start: int, fd: int, reached: "tuple[int, int] | None") -> None:
+        self.start = start
+        self.fd = fd
+        self.reached = reached
+
+    def close(self) -> None:
+        """Let the file go."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+class _View:
+    """What the process's paths lead to, for the user `uid` in the mount namespace of PID 1."""
+
+    __slots__ = ("_open", "_root", "_uid", "_within", "same")
+
+    def __init__(self, proc_fd: int, uid: int) -> None:
+        """Raises OSError where the process is gone."""
+        self._within = os.fsencode(machine_s_root())
+        self._root = os.readlink(b"root", dir_fd=proc_fd).rstrip(b"/")
+        self._uid = os.geteuid() if uid < 0 else uid
+        self._open: dict[bytes, bool] = {b"": True}
+        machine = "/proc/1/ns/mnt" if self._within else "/proc/self/ns/mnt"
+        self.same = not self._root and os.readlink("ns/mnt", dir_fd=proc_fd) == os.readlink(machine)
+
+    def find(self, path: bytes) -> "os.stat_result | None":
+        """Return what is found under a path that /proc/PID/maps names; None where nothing is, or it may not be read."""
+        if not path.startswith(self._root + b"/"):
+            return None
+        path = path[len(self._root) :]
+        try:
+            status = os.stat(self._within + path)
+            return status if self._allows(status, 4) and self._opens(os.path.dirname(path).rstrip(b"/")) else None
+        except OSError:
+            return None
+
+    def _opens(self, directory: bytes) -> bool:
+        known = self._open.get(directory)
+        if known is None:
+            above = self._opens(os.path.dirname(directory).rstrip(b"/"))
+            known = above and self._allows(os.stat(self._within + directory), 1)
+            self._open[directory] = known
+        return known
+
+    def _allows(self, status: os.stat_result, bit: int) -> bool:
+        """Groups and access control lists are left out: what they allow is kept needlessly."""
+        mode = status.st_mode >> 6 if status.st_uid == self._uid else status.st_mode
+        return not self._uid or bool(mode & bit)
+
+
+def pin(proc_fd: int, maps: bytes, uid: int) -> "list[Pinned]":
+    """Open the executable files that `uid` will not reach; `maps` is /proc/PID/maps. What cannot be told or opened is left out."""
+    lines = maps.split(b"\n")
+    try:
+        wanted = _out_of_reach([line for line in lines if b"xp " in line], _View(proc_fd, uid))
+    except OSError:
+        return []
+    return list(_open(proc_fd, lines, wanted)) if wanted else []
+
+
+def _out_of_reach(lines: "list[bytes]", view: _View) -> "dict[bytes, tuple[int, int] | None]":
+    """Return, by device and inode as maps has them, the files to be pinned, each with what is found under its path."""
+    wanted: dict[bytes, tuple[int, int] | None] = {}
+    seen: set[bytes] = set()
+    for line in lines:
+        fields = line.split(None, 5)
+        if len(fields) < 6 or fields[1][2:3] != b"x" or fields[5][:1] != b"/":
+            continue
+        path, file = fields[5], b"%b %b" % (fields[3], fields[4])
+        if file in seen or (view.same and path.startswith(_SYSTEM) and not path.endswith(_DELETED)):
+            continue
+        seen.add(file)
+        if len(seen) > _LOOKED_AT_MAX:
+            break
+        found = None if path.endswith(_DELETED) else view.find(path)
+        if found is None:
+            wanted[file] = None
+        elif file != b"%02x:%02x %d" % (os.major(found.st_dev), os.minor(found.st_dev), found.st_ino):
+            # Some file systems have another device in maps than stat(2) tells: it is compared once nothing is held.
+            wanted[file] = (found.st_dev, found.st_ino)
+    return wanted
+
+
+def _open(proc_fd: int, lines: "list[bytes]", wanted: "dict[bytes, tuple[int, int] | None]") -> "Iterator[Pinned]":
+    """Yield each file that is wanted where its first page is mapped."""
+    left = PINNED_MAX
+    for line in lines:
+        fields = line.split(None, 5)
+        if len(fields) < 6 or fields[2].strip(b"0"):
+            continue
+        file = b"%b %b" % (fields[3], fields[4])
+        if file not in wanted:
+            continue
+        start, _hyphen, end = fields[0].partition(b"-")
+        try:
+            fd = os.open(b"map_files/%x-%x" % (int(start, 16), int(end, 16)), os.O_PATH | os.O_CLOEXEC, dir_fd=proc_fd)
+        except OSError:
+            continue
+        yield Pinned(int(start, 16), fd, wanted.pop(file))
+        left -= 1
+        if not (left and wanted):
+            return
