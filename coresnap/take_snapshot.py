@@ -48,11 +48,13 @@ if __name__ == "__main__":
 import argparse
 import errno
 import stat
+from contextlib import ExitStack
 
 from coresnap.ground import program
+from coresnap.ground.elf_file import Pread
 from coresnap.ground.errors import BadInput, TryLater
 from coresnap.ground.text import printable
-from coresnap.snapshot.asset import read_asset
+from coresnap.snapshot.asset import kept_modules, read_asset
 from coresnap.snapshot.core import open_core
 from coresnap.snapshot.report import REPORT_MAX_BYTES, Options, build
 from coresnap.spool.stages import is_uuid, new_uuid
@@ -114,7 +116,7 @@ def _report(options: argparse.Namespace) -> bytes:
     missing: list[str] = []
     name = printable(options.core)
     try:
-        with open(_open(options.core), "rb", buffering=0) as file:
+        with open(_open(options.core), "rb", buffering=0) as file, ExitStack() as stack:
             core = open_core(file.fileno())
             asset = _asset(options.resource, missing) if options.resource else {}
             more = {_OBJECT: new_uuid()} | _defaults(missing) | dict(options.kv)
@@ -125,7 +127,12 @@ def _report(options: argparse.Namespace) -> bytes:
                 executable=options.executable,
                 more=more,
                 missing=missing,
-                options=Options(options.stack_bytes, tuple(options.environ), max_bytes=_max_bytes()),
+                options=Options(
+                    options.stack_bytes,
+                    tuple(options.environ),
+                    _kept(options.resource, stack) if options.resource else {},
+                    max_bytes=_max_bytes(),
+                ),
             )
     except BadInput as error:
         raise BadInput(f"{name}: {error}", hint=error.hint) from error
@@ -157,6 +164,14 @@ def _asset(path: str, missing: list[str]) -> dict[str, bytes]:
     except OSError as error:
         missing.append(f"the asset: {error.strerror}")
     return {}
+
+
+def _kept(path: str, stack: ExitStack) -> dict[int, Pread]:
+    """Open what the asset has of mapped files, as long as `stack` lasts. What of it could not be read has been said."""
+    try:
+        return stack.enter_context(kept_modules(path))
+    except (BadInput, OSError):
+        return {}
 
 
 def _defaults(missing: list[str]) -> dict[str, str]:

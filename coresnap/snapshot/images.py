@@ -76,12 +76,12 @@ class Images:
         if module.path == VDSO:
             image.file = self._in_memory(module)
             return image
+        path = self._root + module.path.removesuffix(" (deleted)")
+        image.file = self._open_matching(module, path, image)
         kept = self._kept.get(module.start)
-        if kept is not None:
-            image.file = self._matching(module, kept, module.path)
-        if image.file is None:
-            path = self._root + module.path.removesuffix(" (deleted)")
-            image.file = self._open_matching(module, path, image)
+        if image.file is None and kept is not None:
+            image.file = self._kept_file(module, kept)
+            image.missing = "" if image.file else image.missing
         image.debug = self._debug_files(module, image.file)
         return image
 
@@ -95,6 +95,16 @@ class Images:
             return ElfFile(lambda count, at: memory.read(start + at, min(count, size_bytes - at)), module.path)
         except BadInput:
             return None
+
+    def _kept_file(self, module: Module, kept: Pread) -> ElfFile | None:
+        """It was read through the process's own mapping: it may count where the core has no build-id to hold it against."""
+        file = self._matching(module, kept, module.path)
+        if file is None and not module.build_id:
+            try:
+                file = ElfFile(kept, module.path)
+            except BadInput:
+                return None
+        return file
 
     def _matching(self, module: Module, read: Pread, name: str) -> ElfFile | None:
         try:
