@@ -22,7 +22,7 @@ help:
 	@echo 'make corpus     hundreds of programs die; the snapshots are held against gdb, frame by frame (minutes)'
 	@echo 'make smoke      the shorter tests in virtual machines with kernels of their own (minutes; root)'
 	@echo 'make test-system  all tests in virtual machines with kernels of their own (tens of minutes; root)'
-	@echo 'make proof      the long run: power cuts again and again, crashes by the thousand (hours; root)'
+	@echo 'make proof      the long run: mutated cores, power cuts, crashes, by the thousand (hours; root)'
 	@echo 'make check      lint, types, generated files, and make test'
 	@echo 'make bench      the figures of docs/benchmarks.md'
 	@echo 'make generate   write the files that derive from tables again'
@@ -63,7 +63,9 @@ test-system:
 	$(PYTHON) -m pytest tests/system -m 'not proof'
 
 proof:
-	@tools/need $(SYSTEM_NEEDS)
+	@tools/need $(SYSTEM_NEEDS) $(TEST_NEEDS) $(CORPUS_NEEDS)
+	$(PYTHON) tests/corpus/compare.py
+	$(PYTHON) tests/corpus/fuzz.py --count 10000
 	$(PYTHON) -m pytest tests/system -m proof
 
 bench:

@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A hundred mutated crashes; `make proof` takes ten thousand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from coresnap import take_snapshot
+from tests.corpus import fuzz
+from tests.corpus.material import Material
+
+_SEED = "20261126"
+
+
+def test_a_hundred_rounds() -> None:
+    rounds = fuzz.run(100, _SEED)
+    print("\n".join(fuzz.summary(rounds, _SEED)))
+    assert not [one for one in rounds if one.wrong]
+    assert {one.status for one in rounds} == {0, 65}
+
+
+@pytest.mark.parametrize(
+    ("code", "wrong"),
+    [
+        ("raise ValueError('unexpected')", "Traceback"),
+        ("import time; time.sleep(60)", "it took more than"),
+        ("b'x' * (300 << 20)", " MB"),
+        ("print('a stray line')", "it says"),
+        ("return 75", "status 75"),
+        ("open(arguments[1], 'w').write('{')", "no JSON"),
+        ("open(arguments[1], 'w').write('{\"threads\": {}}')", "no thread"),
+    ],
+)
+def test_what_is_wrong_is_found(code: str, wrong: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program that is as it must not be."""
+    program: dict[str, object] = {}
+    exec(f"def main(arguments):\n    {code}\n    return 0", program)  # noqa: S102  # that is the case
+    monkeypatch.setattr(take_snapshot, "main", program["main"])
+    monkeypatch.setattr(fuzz, "SECONDS", 1)
+    monkeypatch.setattr(fuzz, "_KEPT", tmp_path / "kept")
+    monkeypatch.setattr(fuzz, "gather", lambda directory: [Material("none", [], "")])
+    fuzzer = fuzz.Fuzzer(tmp_path, _SEED)
+    status, seconds, memory_bytes, said = fuzzer._snapshot(Material("none", [], ""))
+    assert wrong in fuzzer._judge(1, status, seconds, memory_bytes, said, core_too=True)
+
+
+def test_a_report_is_held_against_its_schema() -> None:
+    report = json.dumps({"threads": {"1": {}}}).encode()
+    assert "required" in fuzz._fault_of(report, 0)
+    assert not fuzz._fault_of(report, 1)
