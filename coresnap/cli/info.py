@@ -1,10 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tell all that is on record of a dump: who crashed, when and of what; what was kept; what has been done with it since.
+"""Tell all that is known of a dump: who crashed, when and of what; what was kept; what has been done with it since.
 
---json prints one object: stage, uuid, files, record (dump.json, whole), receipt and error_message.
+Once there is a snapshot, the stacks follow: that of the thread that crashed, then the others, threads with equal stacks
+together. The rounds of a recursion are counted instead, unless --all is given.
+
+--html writes all of it to a new file instead, - is standard output: one page that needs nothing else, for a browser.
+
+--json prints one object: stage, uuid, files, record (dump.json, whole), receipt and error_message. The report itself is
+what `coresnap dump --snapshot` prints.
 
 examples:
   coresnap info 8460
+  coresnap info 8460 --html crash.html
   coresnap info failed/84605573 --json
 """
 
@@ -15,23 +22,26 @@ import json
 import os
 import pwd
 import signal
+import sys
 from typing import TYPE_CHECKING, Any
 
-from coresnap.cli import dumps, terminal, words
+from coresnap.cli import dumps, reports, stacks, terminal, words
 from coresnap.ground import durable
-from coresnap.ground.errors import BadInput
+from coresnap.ground.errors import BadInput, Refused, TryLater
 from coresnap.ground.text import human_bytes, human_duration, printable
+from coresnap.snapshot.classify import MEANINGS
 from coresnap.spool import stages
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable
 
+    from coresnap.cli.reports import Report
     from coresnap.spool.record import Record
     from coresnap.spool.stages import Dump
 
 _RECEIPT_MAX_BYTES = 64 << 10
-_SNAPSHOT_MAX_BYTES = 16 << 20
+_SNAPSHOT_MAX_BYTES = 64 << 20
 _MISSING_MOST = 6
 _HELD = ("pipe", "handover", "socket")
 _TRANSPORTS = {
@@ -57,7 +67,10 @@ _PLACE = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument("dump", metavar="UUID", help="the dump, [STAGE/]BEGINNING-OF-UUID")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--all", action="store_true", help="print every frame of the stacks")
+    output = parser.add_mutually_exclusive_group()
+    output.add_argument("--html", metavar="FILE", help="write a page for a browser to this new file; - is stdout")
+    output.add_argument("--json", action="store_true", help="print JSON")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -65,20 +78,74 @@ def run(args: argparse.Namespace) -> int:
     with dumps.open_spool(dumps.dump_root(args.settings)) as spool, dumps.open_dump(spool, args.dump) as dump:
         document = dumps.load_record(dump)
         receipt = _json_object(dump, dumps.RECEIPT, _RECEIPT_MAX_BYTES)
-        error_message = _error_message(dump)
+        report = _report(dump)
         files = sorted(os.listdir(dump.fd))
     if args.json:
         whole = {"stage": dump.stage, "uuid": dump.uuid, "files": files, "record": document}
-        terminal.print_json({**whole, "receipt": receipt, "error_message": error_message})
+        terminal.print_json({**whole, "receipt": receipt, "error_message": (report and report.message) or None})
         return 0
-    rows = [("Dump", f"{dump.stage}/{dump.uuid}"), *_crash(document), ("Error", printable(error_message or ""))]
     told = "missing, or unreadable" if receipt is None and dump.stage == stages.COMMITTED else _receipt(receipt or {})
-    terminal.fields([*rows, *_kept(document, files), *_done(document), ("Receipt", told)])
+    rows = [("Dump", f"{dump.stage}/{dump.uuid}"), *_crash(document), *_error(report or reports.Report())]
+    rows += [*_kept(document, files), *_done(document), ("Receipt", told)]
+    if args.html:
+        if report is None:
+            raise Refused(f"{dump.stage}/{dump.uuid} has no report to show", hint="`coresnap info` tells what there is")
+        from coresnap.cli import page
+
+        _write(args.html, page.page(_title(document), rows, report))
+        return 0
+    terminal.fields(rows)
+    if report and report.stacks:
+        print()
+        for line in stacks.lines(report, whole=args.all):
+            print(line)
+        print()
     print("History:")
     for line in document["history"]:
         detail = f": {printable(line['detail'])}" if line["detail"] else ""
         print(f"  {words.when(line['time_usec'])}  {printable(line['event'])}{detail}")
     return 0
+
+
+def _error(report: Report) -> list[tuple[str, str]]:
+    """Return what the report says of the error, and of itself."""
+    meanings = [MEANINGS[name] for name in report.classifiers if name in MEANINGS]
+    missing = [printable(text, 300) for text in report.missing[:_MISSING_MOST]]
+    if len(report.missing) > _MISSING_MOST:
+        missing.append(f"{len(report.missing) - _MISSING_MOST} more")
+    return [
+        ("Error", printable(" ".join(report.message.split("\n")), 2000)),
+        ("Kind", "; ".join(meanings)),
+        ("Fingerprint", printable(report.fingerprint, 64)),
+        ("Threads", stacks.count(report.stacks)),
+        ("Not in the report", "; ".join(missing)),
+    ]
+
+
+def _title(document: Record) -> str:
+    """Return who crashed of what: `vim.basic: SIGSEGV`."""
+    victim = document["victim"]
+    return f"{words.name(victim)}: {words.signal_name(victim['signal'])}"
+
+
+def _write(path: str, text: str) -> None:
+    """Write the page to a new file, for its owner alone: the report may tell of secrets."""
+    data = text.encode("utf-8", "replace")
+    if path == "-":
+        sys.stdout.buffer.write(data)
+        return
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except FileExistsError as error:
+        raise Refused(f"{path} exists", hint="name a new file") from error
+    except OSError as error:
+        raise Refused(f"{path}: {error.strerror}") from error
+    try:
+        with open(fd, "wb") as file:
+            file.write(data)
+    except OSError as error:
+        os.unlink(path)
+        raise TryLater(f"{path}: {error.strerror}", hint="nothing is left of it") from error
 
 
 def _crash(document: Record) -> list[tuple[str, str]]:
@@ -190,9 +257,9 @@ def _json_object(dump: Dump, name: str, limit_bytes: int) -> dict[str, Any] | No
     return found if isinstance(found, dict) else None
 
 
-def _error_message(dump: Dump) -> str | None:
-    """Return what the snapshot, where it is a JSON report, says of the error."""
-    report = _json_object(dump, dumps.SNAPSHOT, _SNAPSHOT_MAX_BYTES) or {}
-    attributes = report.get("attributes")
-    message = attributes.get("error.message") if isinstance(attributes, dict) else None
-    return message if isinstance(message, str) else None
+def _report(dump: Dump) -> Report | None:
+    """Return the snapshot, where it is a JSON report."""
+    try:
+        return reports.parse(durable.read(dump.fd, dumps.SNAPSHOT, _SNAPSHOT_MAX_BYTES))
+    except (BadInput, OSError):
+        return None

@@ -77,6 +77,11 @@ def fingerprint(
     return Fingerprint(hashlib.sha256("\n".join(made_of).encode("utf-8", "replace")).hexdigest(), made_of)
 
 
+def is_of_a_runtime(path: str) -> bool:
+    """Say whether a file is one of those of the C, C++ or Rust runtime."""
+    return _RUNTIME_FILES.fullmatch(os.path.basename(path)) is not None
+
+
 def _below_handler(frames: Sequence[Named]) -> list[Named]:
     """Return the frames from where the first signal came on: its handler raised another, which is what killed."""
     for index, named in enumerate(frames):
@@ -95,7 +100,7 @@ def _sure(frames: list[Named]) -> list[Named]:
 
 def _own(named: Named) -> str:
     """Return what a frame counts as; nothing of one of a runtime's, or of no module."""
-    if named.module is None or _RUNTIME_FILES.fullmatch(os.path.basename(named.module.path)):
+    if named.module is None or is_of_a_runtime(named.module.path):
         return ""
     name = _name(named)
     return "" if named.symbol and _RUNTIME_FUNCTIONS.fullmatch(name) else name

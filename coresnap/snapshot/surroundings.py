@@ -13,6 +13,7 @@ from coresnap.snapshot.notes import Thread
 RED_ZONE_BYTES = 128
 #: What all of it may take of the report.
 MEMORY_MAX_BYTES = 8 << 20
+_GUARD_BYTES = 64 << 10
 _VARIABLES_MAX = 1000
 _NAME_MAX, _VALUE_MAX = 256, 4096
 
@@ -20,7 +21,7 @@ _NAME_MAX, _VALUE_MAX = 256, 4096
 def stack_memory(core: Core, threads: Iterable[Thread], size_bytes: int) -> Iterator[bytes]:
     """Yield an encoded region for each thread: its red zone, and the stack from its pointer up, `size_bytes` in all.
 
-    That of which the core has nothing is left out.
+    Where a stack was full its pointer is in the guard below: what there is of the stack then begins a little further up.
     """
     for thread in threads:
         registers = thread.registers()
@@ -28,7 +29,8 @@ def stack_memory(core: Core, threads: Iterable[Thread], size_bytes: int) -> Iter
         start = max(0, pointer - min(RED_ZONE_BYTES, size_bytes // 2))
         data = core.memory.read(start, size_bytes)
         if not data:
-            start = pointer
+            bottom = core.memory.next_after(start)
+            start = bottom if bottom is not None and bottom - start <= _GUARD_BYTES else pointer
             data = core.memory.read(start, size_bytes)
         if data:
             text = base64.b64encode(data)
