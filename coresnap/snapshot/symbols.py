@@ -32,6 +32,7 @@ _CODE = (STT_NOTYPE, STT_FUNC, STT_GNU_IFUNC)
 _STB_GLOBAL, _STB_WEAK, _STB_GNU_UNIQUE = 1, 2, 10
 _SHN_UNDEF, _SHN_LORESERVE = 0, 0xFF00
 _SHF_EXECINSTR = 4
+_NO_ADDRESS = 1 << 65
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,18 +157,17 @@ def _debugdata(file: ElfFile) -> ElfFile | None:
 def _sized(group: list[_Table], wanted: list[int], limits: Limits) -> dict[int, Symbol]:
     """Return the functions that have these addresses, ascending, by their sizes."""
     found: dict[int, _Best] = {}
-    lowest, highest = wanted[0], wanted[-1]
+    ends = [*wanted, _NO_ADDRESS]
     for table in group:
         for piece in table.pieces(limits):
             for word, start, size_bytes in _ENTRY.iter_unpack(piece):
-                if start > highest or start + size_bytes <= lowest or not _is_code(word):
-                    continue
+                if ends[bisect_left(wanted, start)] >= start + size_bytes or not _is_code(word):
+                    continue  # nearly all of them
                 for index in range(bisect_left(wanted, start), len(wanted)):
-                    address = wanted[index]
-                    if address >= start + size_bytes or limits.matches <= 0:
+                    if wanted[index] >= start + size_bytes or limits.matches <= 0:
                         break
                     limits.matches -= 1
-                    _take(found, address, start, word, table)
+                    _take(found, wanted[index], start, word, table)
     if limits.matches <= 0:
         limits.missing.append(f"symbols: too many that overlap, in {group[0].file.name}")
     return _chosen(found)
