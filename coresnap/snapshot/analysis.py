@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from coresnap.snapshot import message, modules, signals
+from coresnap.snapshot import message, modules, runtimes, signals
 from coresnap.snapshot.classify import Crash, classify
 from coresnap.snapshot.contents import Contents
 from coresnap.snapshot.core import Core
@@ -17,6 +17,7 @@ from coresnap.snapshot.images import Images
 from coresnap.snapshot.modules import Modules
 from coresnap.snapshot.names import Names
 from coresnap.snapshot.notes import Thread
+from coresnap.snapshot.runtimes import Runtime
 from coresnap.snapshot.stacks import Frame, Stack
 from coresnap.snapshot.unwind.unwinder import Unwinder
 
@@ -33,6 +34,7 @@ class Analysis:
     message: str
     classifiers: list[str]
     fingerprint: Fingerprint
+    runtime: Runtime
     missing: list[str] = field(default_factory=list)
 
 
@@ -63,7 +65,9 @@ def analyse(
         raised=crash.raised,
         overflow="stack-overflow" in classifiers,
     )
-    return Analysis(listed, frames, found, said.text, classifiers, mark, [*listed.missing, *own_names.missing])
+    runtime = runtimes.identify(core, listed, images)
+    missing = [*listed.missing, *own_names.missing]
+    return Analysis(listed, frames, found, said.text, classifiers, mark, runtime, missing)
 
 
 def _stacks(core: Core, stack: Callable[[Thread], Stack]) -> dict[int, Stack]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from coresnap import __version__
 from coresnap.ground.elf_file import Pread
-from coresnap.snapshot import attributes, signals
+from coresnap.snapshot import attributes, runtimes, signals
 from coresnap.snapshot.analysis import Analysis, analyse
 from coresnap.snapshot.attributes import Scalar
 from coresnap.snapshot.core import Core
@@ -221,8 +221,8 @@ def _head(core: Core, analysis: Analysis, uuid: str) -> list[bytes]:
         "uuid": uuid,
         "fingerprint": analysis.fingerprint.digest,
         "timestamp": core.time,
-        "lang": "c",
-        "langVersion": "unknown",
+        "lang": analysis.runtime.lang,
+        "langVersion": analysis.runtime.version or "unknown",
         "agent": "coresnap",
         "agentVersion": __version__,
         "mainThread": str(core.notes.threads[0].tid),
@@ -260,6 +260,11 @@ def _attributes(core: Core, asset: dict[str, bytes], analysis: Analysis, executa
     if core.truncated:
         result["core.truncated"] = True
     result["thread.count"] = len(core.notes.threads)
+    if analysis.runtime.name:
+        result["runtime"] = " ".join(filter(None, (analysis.runtime.name, analysis.runtime.version)))
+    hint = runtimes.hint(analysis.runtime, environment(asset, ("*",)))
+    if hint:
+        result["runtime.hint"] = hint
     return result | attributes.collect(core, asset, analysis.listed, executable)
 
 
