@@ -84,7 +84,12 @@ class _Pieces:
     def __init__(self, fd: int, pieces: dict[int, tuple[int, int]]) -> None:
         """`pieces` are, by their offset in the file, (offset in the asset, size in bytes)."""
         self._fd = fd
-        self._offsets = sorted(pieces)
+        self._offsets: list[int] = []
+        end = -1
+        for offset in sorted(pieces):  # one that lies within another would hide what of that is behind it
+            if offset + pieces[offset][1] > end:
+                self._offsets.append(offset)
+                end = offset + pieces[offset][1]
         self._places = [pieces[offset] for offset in self._offsets]
 
     def read(self, count: int, offset: int) -> bytes:

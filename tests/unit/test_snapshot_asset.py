@@ -261,6 +261,14 @@ def test_kept_modules_are_read_over_the_borders_of_pieces(tmp_path: Path) -> Non
         assert kept == {}
 
 
+def test_a_kept_piece_within_another_hides_nothing(tmp_path: Path) -> None:
+    pieces = {"modules/400000/10": b"0123456789", "modules/400000/12": b"23", "modules/400000/18": b"89ab"}
+    with kept_modules(str(_tar(tmp_path / "a.tar", pieces))) as kept:
+        read = kept[0x400000]
+        assert read(4, 0x14) == b"4567"
+        assert read(100, 0x11) == b"123456789ab"
+
+
 def test_kept_modules_of_an_asset_that_is_cut_or_lies(tmp_path: Path) -> None:
     path = tmp_path / "a.tar"
     whole = _tar(path, {"modules/1000/0": b"x" * 2000, "modules/2000/0": b"y" * 2000}).read_bytes()
