@@ -90,6 +90,20 @@ def compare(report: dict[str, Any], said: dict[str, Any]) -> None:
     check("thread names", sorted(thread["name"] for thread in threads), [f"worker-{n}" for n in range(_THREADS)])
 
 
+def show_stack(report: dict[str, Any], said: list[str]) -> None:
+    """Print the stack of the thread that died; hold its innermost functions against those that the program said it was in."""
+    stack = report["threads"][report["mainThread"]]["stack"]
+    for number, frame in enumerate(stack):
+        name = frame.get("funcName", "?")
+        if said[number : number + 1] not in ([], [name]):
+            raise Mismatch(f"frame {number}: the report has {name}, the program said {said[number]}")
+        mark = paint("same", _GREEN) if number < len(said) else "    "
+        place = os.path.basename(frame.get("library", "")) or "no file"
+        print(f"  {mark}  #{number:<2} {int(frame['address'], 0):#018x} {paint(name, _BOLD)} ({place})", flush=True)
+    if len(stack) < len(said):
+        raise Mismatch(f"the report has {len(stack)} frames, the program said {said}")
+
+
 def tell(crashed: Crash) -> None:
     """Print what happened."""
     said = crashed.said
@@ -122,6 +136,8 @@ def demo(directory: Path) -> str:
     report = json.loads((site.store / receipt["object"]).read_bytes())
     try:
         compare(report, crashed.said)
+        title("The stack of the thread that died, and the functions that it said it was in")
+        show_stack(report, crashed.said.get("functions", []))
     except KeyError as error:
         raise Mismatch(f"the report has no {error}") from error
     return path.name

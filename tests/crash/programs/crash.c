@@ -34,6 +34,7 @@
 /* Where each instruction is that a thread dies of. */
 #define PLACE __attribute__((visibility("hidden")))
 extern const char store_here[] PLACE, trap_here[] PLACE, divide_here[] PLACE;
+#define IN_STORE "\"store\", \"die\", \"run\""
 #define DEADLY static void __attribute__((noinline, noclone))
 
 static const char *mode;
@@ -52,7 +53,8 @@ static int is(const char *name) { return !strcmp(mode, name); }
 
 static void survive(int number) { siglongjmp(after, number); }
 
-static void say(int number, int code, const char *instruction, const volatile void *address)
+/* `functions`, innermost first, are those in which it dies. */
+static void say(int number, int code, const char *instruction, const volatile void *address, const char *functions)
 {
     char name[16];
 
@@ -60,11 +62,12 @@ static void say(int number, int code, const char *instruction, const volatile vo
     printf("{\"pid\": %d, \"tid\": %ld, \"name\": \"%s\", \"threads\": %d, \"signal\": %d, \"code\": %d, ", getpid(),
            syscall(SYS_gettid), name, threads, number, code);
     printf(address ? "\"address\": \"%#lx\", " : "\"address\": null, ", (unsigned long)(uintptr_t)address);
-    printf(instruction ? "\"instruction\": \"%#lx\"}\n" : "\"instruction\": null}\n", (unsigned long)(uintptr_t)instruction);
+    printf(instruction ? "\"instruction\": \"%#lx\", " : "\"instruction\": null, ", (unsigned long)(uintptr_t)instruction);
+    printf("\"functions\": [%s]}\n", functions);
     fflush(stdout);
 }
 
-static void die(void)
+static void __attribute__((noinline)) die(void)
 {
     char *mapped = mmap(NULL, 1 << 20, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     volatile char *address = mapped + 0x1230;
@@ -74,17 +77,17 @@ static void die(void)
     else if (!strncmp(mode, "0x", 2))
         address = (char *)(uintptr_t)strtoull(mode, NULL, 16);
     if (is("abort") || is("caught")) {
-        say(SIGABRT, SI_TKILL, NULL, NULL);
+        say(SIGABRT, SI_TKILL, NULL, NULL, "\"die\", \"run\"");
         signal(SIGSEGV, survive);
         if (is("caught") && !sigsetjmp(after, 1))
             store((char *)16);
         abort();
     } else if (is("ill")) {
-        say(SIGILL, ILL_ILLOPN, trap_here, trap_here);
+        say(SIGILL, ILL_ILLOPN, trap_here, trap_here, "\"trap\", \"die\", \"run\"");
         trap();
 #ifdef DIVIDE
     } else if (is("fpe")) {
-        say(SIGFPE, FPE_INTDIV, divide_here, divide_here);
+        say(SIGFPE, FPE_INTDIV, divide_here, divide_here, "\"divide\", \"die\", \"run\"");
         divide(0);
 #endif
     } else if (is("bus")) {
@@ -94,16 +97,16 @@ static void die(void)
         address = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
         if (ftruncate(fd, 0))
             _exit(4);
-        say(SIGBUS, BUS_ADRERR, store_here, address);
+        say(SIGBUS, BUS_ADRERR, store_here, address, IN_STORE);
         store(address);
     } else {
-        say(SIGSEGV, SEGV_MAPERR, store_here, address);
+        say(SIGSEGV, SEGV_MAPERR, store_here, address, IN_STORE);
         munmap(mapped, 1 << 20); /* nothing maps memory any more: the address stays free */
         store(address);
     }
 }
 
-static void *run(void *argument)
+static void *__attribute__((noinline)) run(void *argument)
 {
     int index = (int)(intptr_t)argument;
     char name[16];
