@@ -19,6 +19,12 @@ DESCRIPTION
     --core CORE       the core
     EXECUTABLE        the path of the executable, for its name
 
+    Functions are named by the symbol tables of the executable and its libraries, as far as the files are of the build that
+    crashed, and of debug files in /usr/lib/debug and, from `coresnap symbols fetch`, /var/cache/coresnap/debug.
+
+    Where drgn is installed for Python frames have lines of their sources, and inlined calls; where pystack is, a process of
+    CPython has Python's frames as well. Both are looked for where `python3 -I` finds packages.
+
     A core that is cut gives a report of what is there, which says what is not. So does a limit to the size of files
     (RLIMIT_FSIZE), as the stage processor sets it from snapshot.max_bytes: the report has what there is room for.
 

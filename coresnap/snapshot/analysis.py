@@ -12,9 +12,10 @@ from coresnap.snapshot.contents import Contents
 from coresnap.snapshot.core import Core
 from coresnap.snapshot.demangle import demangle_type
 from coresnap.snapshot.fingerprint import Fingerprint, fingerprint
-from coresnap.snapshot.frames import Frames, Naming, Places, placeless
+from coresnap.snapshot.frames import Frames, Naming, Place, Places
 from coresnap.snapshot.images import Images
-from coresnap.snapshot.modules import Modules
+from coresnap.snapshot.lines import Located, locate
+from coresnap.snapshot.modules import AT_ENTRY, Modules
 from coresnap.snapshot.names import Names
 from coresnap.snapshot.notes import Thread
 from coresnap.snapshot.runtimes import Runtime
@@ -26,7 +27,7 @@ _FRAMES_KNOWN_MAX = 1 << 18
 
 @dataclass(frozen=True)
 class Analysis:
-    """What was found. `stacks` are by thread id, those of all threads."""
+    """What was found. `stacks` are by thread id, those of all threads; `python` Python's frames of those that have some."""
 
     listed: Modules
     frames: Frames
@@ -35,6 +36,7 @@ class Analysis:
     classifiers: list[str]
     fingerprint: Fingerprint
     runtime: Runtime
+    python: dict[int, tuple[Place, ...]]
     missing: list[str] = field(default_factory=list)
 
 
@@ -44,14 +46,17 @@ def analyse(
     *,
     stack: Callable[[Thread], Stack] | None = None,
     names: Naming | None = None,
-    places: Places = placeless,
+    places: Places | None = None,
 ) -> Analysis:
     """Return all that can be found. What cannot is left out, and `missing` says what that is."""
     listed = modules.list_modules(core)
     own_names = Names(images)
-    frames = Frames(listed, names or own_names, places)
     found = _stacks(core, stack or Unwinder(core, listed, images).stack)
-    frames.find({frame.lookup for one in found.values() for frame in one.frames})
+    addresses = {frame.lookup for one in found.values() for frame in one.frames}
+    runtime = runtimes.identify(core, listed, images)
+    located = Located() if places else _locate(core, images, listed, runtime, addresses)
+    frames = Frames(listed, names or own_names, places or (lambda _module, address: located.places.get(address, ())))
+    frames.find(addresses)
     named = [frames.named(frame) for frame in found[core.notes.threads[0].tid].frames]
     contents = Contents(core, listed, images)
     said = message.find(core, contents, listed, named, demangle_type)
@@ -65,9 +70,15 @@ def analyse(
         raised=crash.raised,
         overflow="stack-overflow" in classifiers,
     )
-    runtime = runtimes.identify(core, listed, images)
-    missing = [*listed.missing, *own_names.missing]
-    return Analysis(listed, frames, found, said.text, classifiers, mark, runtime, missing)
+    missing = [*listed.missing, *own_names.missing, *located.missing]
+    return Analysis(listed, frames, found, said.text, classifiers, mark, runtime, located.python, missing)
+
+
+def _locate(core: Core, images: Images, listed: Modules, runtime: Runtime, addresses: set[int]) -> Located:
+    """Look for lines of sources, and for Python's frames, where there is an interpreter that is the one in the core."""
+    main = listed.find(core.notes.auxv.get(AT_ENTRY, 0))
+    is_python = main is not None and runtime.lang == "python" and images.image(main).file is not None
+    return locate(core.memory.fd, addresses, python=main.path if main and is_python else "")
 
 
 def _stacks(core: Core, stack: Callable[[Thread], Stack]) -> dict[int, Stack]:

@@ -21,10 +21,10 @@ _HINT = "gdb reads this one; the core is kept"
 
 
 class Memory:
-    """The memory that a core has, in arrays by address: there may be a million segments."""
+    """The memory that a core has, in arrays by address: there may be a million segments. `fd` is the core's."""
 
     def __init__(self, fd: int) -> None:
-        self._fd = fd
+        self.fd = fd
         self._starts = array("Q")
         self._sizes = array("Q")
         self._offsets = array("Q")
@@ -60,7 +60,7 @@ class Memory:
             wanted_bytes = min(left_bytes, start + self._sizes[index] - address)
             if address < start or wanted_bytes <= 0:
                 break
-            pieces.append(pread(self._fd, wanted_bytes, self._offsets[index] + address - start))
+            pieces.append(pread(self.fd, wanted_bytes, self._offsets[index] + address - start))
             if len(pieces[-1]) < wanted_bytes:
                 break
             address, left_bytes, index = address + wanted_bytes, left_bytes - wanted_bytes, index + 1

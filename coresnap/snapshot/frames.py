@@ -50,16 +50,6 @@ class Naming(Protocol):
         """Return the name of an address; None where none is known."""
 
 
-class Nameless:
-    """Knows no name."""
-
-    def find(self, wanted: Iterable[tuple[Module, int]]) -> None:
-        """Look for nothing."""
-
-    def name(self, _module: Module, _address: int) -> None:
-        """Return nothing."""
-
-
 #: The places of an address in its module's source, the innermost inlined call first.
 Places = Callable[[Module, int], Sequence[Place]]
 

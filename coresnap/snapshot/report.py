@@ -18,7 +18,7 @@ from coresnap.snapshot import attributes, runtimes, signals
 from coresnap.snapshot.analysis import Analysis, analyse
 from coresnap.snapshot.attributes import Scalar
 from coresnap.snapshot.core import Core
-from coresnap.snapshot.frames import TEXT_MAX, Naming, Places, placeless
+from coresnap.snapshot.frames import TEXT_MAX, Naming, Place, Places
 from coresnap.snapshot.images import Images
 from coresnap.snapshot.modules import Module
 from coresnap.snapshot.notes import Signal, Thread
@@ -69,7 +69,7 @@ def build(
     options: Options = _DEFAULT,
     stack: Callable[[Thread], Stack] | None = None,
     names: Naming | None = None,
-    places: Places = placeless,
+    places: Places | None = None,
 ) -> bytes:
     """Return the report, encoded. `more` are attributes that the caller knows; `missing` what it could not read.
 
@@ -196,6 +196,8 @@ class _Parts:
         made_of = member("fingerprint", encode([text[:TEXT_MAX] for text in self._analysis.fingerprint.made_of]))
         variables = environment(self._asset, self._options.variables)
         items = [made_of, *([member("environment", encode(variables))] if variables else [])]
+        python = {str(tid): [*map(_python, frames)] for tid, frames in self._analysis.python.items()}
+        items += [member("python", encode(python))] if python else []
         for item in items:
             if self._room.take(item):
                 self._annotations.append(item)
@@ -244,6 +246,10 @@ def _module(module: Module) -> dict[str, Any]:
     if module.package:
         result["package"] = module.package
     return result
+
+
+def _python(place: Place) -> dict[str, Any]:
+    return {"funcName": place.function, "path": place.path, "line": place.line}
 
 
 def _attributes(core: Core, asset: dict[str, bytes], analysis: Analysis, executable: str) -> dict[str, Scalar]:
