@@ -51,12 +51,12 @@ class Assets:
         try:
             if self._reservation is not None and not self.problem:
                 self._reservation.ensure(len(block) + OVERHEAD_BYTES)
-                self._reservation.spend(len(block))
         except QuotaExceeded:
             self.problem = "dump.quota or dump.ceiling is reached"
         except OSError as error:
             self._blame(error)
-        self._put(block)
+        if self._put(block) and self._reservation is not None:
+            self._reservation.spend(len(block))
 
     def finish(self) -> None:
         """End it, and have it on the disk, or take it away where there is no room for it. Raises as put_evidence."""
@@ -72,16 +72,19 @@ class Assets:
             os.close(self._fd)
             self._fd = -1
 
-    def _put(self, block: bytes, *, even_so: bool = False) -> None:
+    def _put(self, block: bytes, *, even_so: bool = False) -> bool:
+        """Write behind what there is; say no where there is no room, and take back all pieces then."""
         if self.problem and not even_so:
-            return
+            return False
         try:
             durable.pwrite(self._fd, block, self.size_bytes)
-            self.size_bytes += len(block)
         except OSError as error:
             self._blame(error)
             self.size_bytes = self._evidence_bytes
             durable.truncate(self._fd, self.size_bytes)
+            return False
+        self.size_bytes += len(block)
+        return True
 
     def _blame(self, error: OSError) -> None:
         if error.errno not in _FULL:

@@ -67,7 +67,7 @@ class _View:
         try:
             status = os.stat(self._within + path)
             return status if self._allows(status, 4) and self._opens(os.path.dirname(path).rstrip(b"/")) else None
-        except OSError:
+        except (OSError, ValueError):
             return None
 
     def _opens(self, directory: bytes) -> bool:
@@ -89,7 +89,7 @@ def pin(proc_fd: int, maps: bytes, uid: int) -> "list[Pinned]":
     lines = maps.split(b"\n")
     try:
         wanted = _out_of_reach([line for line in lines if b"xp " in line], _View(proc_fd, uid))
-    except OSError:
+    except (OSError, ValueError):
         return []
     return list(_open(proc_fd, lines, wanted)) if wanted else []
 
@@ -130,7 +130,7 @@ def _open(proc_fd: int, lines: "list[bytes]", wanted: "dict[bytes, tuple[int, in
         start, _hyphen, end = fields[0].partition(b"-")
         try:
             fd = os.open(b"map_files/%x-%x" % (int(start, 16), int(end, 16)), os.O_PATH | os.O_CLOEXEC, dir_fd=proc_fd)
-        except OSError:
+        except (OSError, ValueError):
             continue
         yield Pinned(int(start, 16), fd, wanted.pop(file))
         left -= 1

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from coresnap.capture import members as reading_half
+from coresnap.capture import modules
 from coresnap.capture.evidence import Evidence, Reader
 from coresnap.capture.members import Wish, filter_environ
 from coresnap.capture.victim import CORE_PATTERN, from_core_pattern
@@ -98,6 +100,95 @@ def test_a_read_that_blocks_is_abandoned_at_the_deadline(
     assert reading.members["proc/comm"] == b"x\n"
     reading.wait_for_host(SECOND_USEC // 10)
     assert "proc/cmdline" in reading.missing()
+
+
+@pytest.fixture
+def deleted(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A live process whose program has been deleted."""
+    program = shutil.copy(shutil.which("cat") or "", tmp_path / "program")
+    with subprocess.Popen([program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(b"x")
+        process.stdin.flush()
+        process.stdout.read(1)
+        os.unlink(program)
+        yield process
+        process.stdin.close()
+
+
+_ROOT_ALONE = pytest.mark.skipif(os.geteuid() != 0, reason="/proc/PID/map_files is followed by root alone")
+
+
+def _reading(process: subprocess.Popen[bytes], fd: int) -> Evidence:
+    reading = Evidence(f"/proc/{process.pid}", Wish((), 32 << 20), Reader((fd,)))
+    reading.wait_for_victim(10 * SECOND_USEC)
+    assert reading.victim_read
+    return reading
+
+
+@_ROOT_ALONE
+def test_files_are_read_once_their_process_is_gone(deleted: subprocess.Popen[bytes], source_fd: int) -> None:
+    reading = _reading(deleted, source_fd)
+    deleted.kill()
+    deleted.wait()
+    pieces: dict[str, bytes] = {}
+
+    def take(name: str, data: bytes) -> None:
+        assert "host/meminfo" in reading.members, "it is all there before the first piece"
+        pieces[name] = data
+
+    reading.wait_for_host(10 * SECOND_USEC, take)
+    starts = {name.split("/")[1] for name in pieces}
+    assert len(starts) == 1
+    assert pieces[f"modules/{starts.pop()}/0"].startswith(b"\x7fELF")
+    assert not [name for name in (*reading.members, *reading.missing()) if name.startswith("modules/")]
+
+
+@_ROOT_ALONE
+@pytest.mark.parametrize("how", ["nobody takes them", "another process"])
+def test_files_that_nobody_wants_are_not_read(
+    deleted: subprocess.Popen[bytes], source_fd: int, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    monkeypatch.setattr(modules, "keep", lambda *_arguments: os._exit(1))  # in the child: it would not come to its end
+    reading = _reading(deleted, source_fd)
+    pieces: list[str] = []
+    if how == "another process":
+        reading.forget_victim()
+    reading.wait_for_host(
+        10 * SECOND_USEC, (lambda name, _data: pieces.append(name)) if how == "another process" else None
+    )
+    assert "host/cpuinfo" in reading.members
+    assert reading.read_whole
+    assert pieces == []
+
+
+@_ROOT_ALONE
+def test_a_file_whose_read_blocks_is_given_up(
+    deleted: subprocess.Popen[bytes], source_fd: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As behind a file server that does not answer: its headers came, and nothing more. All else is there."""
+    never = threading.Lock()
+    never.acquire()
+    real_pread = modules._pread
+
+    def blocking_pread(fd: int, count: int, offset: int) -> bytes:
+        if count > 4096:
+            never.acquire()
+        return real_pread(fd, count, offset)
+
+    monkeypatch.setattr(modules, "_pread", blocking_pread)
+    reading = _reading(deleted, source_fd)
+    pieces: dict[str, bytes] = {}
+    before = time.monotonic()
+    reading.wait_for_host(SECOND_USEC // 2, pieces.__setitem__)
+    assert time.monotonic() - before < 5
+    assert not reading.read_whole
+    assert sum(map(len, pieces.values())) < 64 << 10
+    assert {name.rpartition("/")[0] for name in pieces} == {
+        name for name in reading.missing() if name.startswith("modules/")
+    }
+    assert "host/cpuinfo" in reading.members
 
 
 def test_what_comes_late_of_another_process_is_forgotten_too(victim: subprocess.Popen[bytes], source_fd: int) -> None:
