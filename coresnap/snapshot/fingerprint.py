@@ -38,7 +38,7 @@ _RUNTIME_FUNCTIONS = re.compile(
     r"_*(raise|abort|gsignal|kill|tgkill|pthread_kill\w*|GI_\w+|assert_fail\w*|assert_perror_fail|assert|libc_message\w*"
     r"|malloc_printerr\w*|malloc_consolidate|int_(free|malloc|realloc|memalign)\w*|libc_\w+|unlink_chunk|munmap_chunk|tcache_\w+"
     r"|c?free|malloc|calloc|realloc|fortify_fail\w*|stack_chk_fail\w*|chk_fail|restore_rt"
-    r"|cxa_\w+|gxx_personality\w*|rust_\w+|start|start_thread|clone3?)"
+    r"|cxa_\w+|clang_call_terminate|gxx_personality\w*|rust_\w+|start|start_thread|clone3?)"
     r"|_*(mem|str|wmem|wcs|stp)(p?cpy|move|set|cmp|chr|rchr|len|nlen|cat|ncat|ncpy|ncmp|str|casecmp)\w*"
     r"|_Unwind_\w+|runtime\.\w+.*|_rt0_\w+"
     r"|_ZN?K?S[tabsiod]\w*|_ZN(9__gnu_cxx|10__cxxabiv1)\w*|_Zn[wa]m\w*|_Zd[la]Pv\w*"

@@ -3,9 +3,10 @@
 
 glibc keeps the text that abort was called with, an assertion's among it, behind __abort_msg (assert/assert.c and
 sysdeps/posix/libc_fatal.c of glibc: struct abort_msg_s, an unsigned size of the whole, then the text). A C++ exception lies
-behind a header: struct __cxa_exception of the Itanium C++ ABI as of libstdc++, whose class, GNUCC++ and a NUL, is what it is
-known by. Its type_info has a pointer to its name; the text of std::runtime_error and std::logic_error, and of what derives
-from them alone, is the pointer behind their first. Rust's standard library formats the line of a panic on the stack.
+behind a header: struct __cxa_exception of the Itanium C++ ABI as of libstdc++ and libc++abi, whose class, GNUCC++ or CLNGC++
+and a NUL, is what it is known by. Its type_info has a pointer to its name; the text of std::runtime_error and
+std::logic_error, and of what derives from them alone, is the pointer behind their first. Rust's standard library formats the
+line of a panic on the stack.
 """
 
 from __future__ import annotations
@@ -26,15 +27,23 @@ _TEXT_MAX = 4096
 _LIBC = re.compile(r"libc[-.][\d.so]+")
 _FRAMES_MAX = 24
 _FRAME_WORDS_MAX = 512
-_CLASSES = (int.from_bytes(b"GNUCC++\0", "big"), int.from_bytes(b"GNUCC++\1", "big"))
-#: From the start of a struct __cxa_exception to its unwind header, and from there to the object that was thrown.
+#: Whose exception it is, libstdc++'s or libc++'s; and one that std::rethrow_exception made, which refers to another's object:
+#: how far before its header the pointer to that is.
+_CLASSES = (int.from_bytes(b"GNUCC++\0", "big"), int.from_bytes(b"CLNGC++\0", "big"))
+_REFERRING = {int.from_bytes(b"GNUCC++\1", "big"): 80, int.from_bytes(b"CLNGC++\1", "big"): 88}
+#: From the start of a struct __cxa_exception to its unwind header, and from there to the object that was thrown; how far before
+#: the header stands how many handlers the exception is in, which is 0 once it has been handled.
 _HEADER_AT, _OBJECT_AT = 80, 32
+_HANDLERS_BEFORE = 40
 _BASES_MAX = 16
 _NAME_MAX = 1024
 _SINGLE_BASE = "_ZTVN10__cxxabiv120__si_class_type_infoE"
 _WITH_TEXT = ("St13runtime_error", "St11logic_error")
 #: Who holds a pointer to the exception when the program ends of it.
-_THROWERS = re.compile(r"__cxa_(throw|rethrow|call_terminate)|_ZSt9terminatev|_ZN10__cxxabiv111__terminateEPFvvE")
+_THROWERS = re.compile(
+    r"__cxa_(throw|rethrow\w*|call_terminate)|__clang_call_terminate|_ZSt9terminatev|_ZN10__cxxabiv111__terminateEPFvvE"
+    r"|_ZSt17rethrow_exception\w*"
+)
 #: Functions of a Rust program that panics; one of them has a pointer to where: core::panic::Location, the file's name (pointer
 #: and length), line and column.
 _PANICS = re.compile(
@@ -99,29 +108,40 @@ def _clean(text: bytes) -> str:
 def _exception(contents: Contents, listed: Modules, frames: Sequence[Named], demangle: Callable[[str], str]) -> Message:
     """Find the exception in the registers and on the stack of those functions that end the program because of it."""
     for candidate in _candidates(contents, frames):
-        if contents.word(candidate) not in _CLASSES:
+        header = _primary(contents, candidate)
+        if not header:
             continue
-        kind = contents.word(candidate - _HEADER_AT) or 0
-        names = list(_type_names(contents, listed, kind))
+        names = list(_type_names(contents, listed, contents.word(header - _HEADER_AT) or 0))
         if not names:
             continue
         shown = demangle(names[0])
         text = b""
         if any(name in _WITH_TEXT for name in names):
-            text = contents.text(contents.word(candidate + _OBJECT_AT + 8) or 0, _TEXT_MAX) or b""
+            text = contents.text(contents.word(header + _OBJECT_AT + 8) or 0, _TEXT_MAX) or b""
         said = _clean(text)
         return Message(f"{shown}: {said}" if said else shown, shown)
     return Message()
 
 
+def _primary(contents: Contents, candidate: int) -> int:
+    """Return the unwind header of the exception under way that this is the header of, or that it refers to; 0 where it is none."""
+    class_ = contents.word(candidate)
+    if (class_ not in _CLASSES and class_ not in _REFERRING) or not any(contents.read(candidate - _HANDLERS_BEFORE, 4)):
+        return 0
+    if class_ in _REFERRING:
+        thrown = contents.word(candidate - _REFERRING[class_])
+        candidate = thrown - _OBJECT_AT if thrown else 0
+        class_ = contents.word(candidate)
+    return candidate if class_ in _CLASSES else 0
+
+
 def _candidates(contents: Contents, frames: Sequence[Named]) -> Iterator[int]:
-    """Yield what may be pointers to an exception's header: the registers of a thrower, and the words of its frame."""
-    for index, named in enumerate(frames[:_FRAMES_MAX]):
-        if not _THROWERS.fullmatch(named.symbol):
-            continue
-        registers = named.frame.registers
+    """Yield what may be pointers to an exception's header: what the throwers hold, then what those hold that they called."""
+    throwers = [index for index, named in enumerate(frames[:_FRAMES_MAX]) if _THROWERS.fullmatch(named.symbol)]
+    for index in [*throwers, *(index for index in range(max(throwers, default=0)) if index not in throwers)]:
+        registers = frames[index].frame.registers
         yield from (value for name, value in registers.items() if name not in ("rip", "rsp", "pc", "sp"))
-        start = _stack_pointer(named)
+        start = _stack_pointer(frames[index])
         end = _stack_pointer(frames[index + 1]) if index + 1 < len(frames) else start
         yield from contents.words(start, min(max(0, end - start) // 8, _FRAME_WORDS_MAX))
 

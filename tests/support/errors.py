@@ -22,10 +22,13 @@ _COMPILERS = {
 }
 
 
-def compiled(directory: Path, source: str, *options: str, before: str = "", name: str = "errors") -> Path:
+def compiled(
+    directory: Path, source: str, *options: str, before: str = "", name: str = "errors", compiler: str = ""
+) -> Path:
     """Compile a program of tests/crash/programs with further options, and with `before` in front of its text."""
     suffix = Path(source).suffix
-    compiler, *flags = _COMPILERS[suffix]
+    usual, *flags = _COMPILERS[suffix]
+    compiler = compiler or usual
     path = shutil.which(compiler, path=os.pathsep.join((os.environ["PATH"], os.path.expanduser("~/.cargo/bin"))))
     if path is None:
         pytest.skip(f"{compiler} is not installed")

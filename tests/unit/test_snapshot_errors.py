@@ -26,6 +26,14 @@ def cc(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return errors.compiled(tmp_path_factory.mktemp("cc"), "errors.cc")
 
 
+@pytest.fixture(scope="module")
+def libcxx(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    try:
+        return errors.compiled(tmp_path_factory.mktemp("libcxx"), "errors.cc", "-stdlib=libc++", compiler="clang++")
+    except subprocess.CalledProcessError:
+        pytest.skip("libc++-dev is not installed")
+
+
 @pytest.fixture(scope="module", params=["-Copt-level=0", "-Copt-level=2"])
 def rs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return errors.compiled(tmp_path_factory.mktemp("rs"), "errors.rs", request.param)
@@ -99,6 +107,7 @@ def test_kinds(c: Path, mode: str, kinds: list[str]) -> None:
         ("own", "shop::Empty", "shelf 2 is empty", []),
         ("noexcept", "shop::Empty", "shelf 2 is empty", []),
         ("again", "shop::Empty", "shelf 2 is empty", []),
+        ("kept", "shop::Empty", "shelf 2 is empty", []),
         ("range", "std::out_of_range", "vector::_M_range_check: __n (which is 12) >= this->size() (which is 3)", []),
         ("memory", "std::bad_alloc", "", ["out-of-memory"]),  # its text is no data of the object
         ("two", "shop::Two", "", []),  # of two bases: where the text is, is not told by its type's name
@@ -117,8 +126,28 @@ def test_an_exception_that_nobody_caught(cc: Path, mode: str, type_: str, says: 
     assert found["classifiers"] == ["SIGABRT", "abort", "uncaught-exception", "terminate", *kinds]
 
 
-def test_terminate_without_an_exception(cc: Path) -> None:
-    found = errors.report(cc, "joinable")
+@pytest.mark.parametrize(
+    ("mode", "says"),
+    [
+        ("own", "shop::Empty: shelf 2 is empty"),
+        ("noexcept", "shop::Empty: shelf 2 is empty"),
+        ("again", "shop::Empty: shelf 2 is empty"),
+        ("kept", "shop::Empty: shelf 2 is empty"),
+        ("range", "std::out_of_range: vector"),
+        ("number", "int"),
+    ],
+)
+def test_an_exception_of_libcxx(libcxx: Path, mode: str, says: str) -> None:
+    """libc++abi writes `libc++abi: terminating with uncaught exception of type TYPE: TEXT`."""
+    found = errors.report(libcxx, mode)
+    assert _wrote(libcxx, mode).strip().endswith(f"exception of type {says}")
+    assert found["attributes"]["error.message"] == says
+
+
+@pytest.mark.parametrize("mode", ["joinable", "handled"])
+def test_terminate_without_an_exception(cc: Path, mode: str) -> None:
+    """One that was handled before is not the one; it may still stand in memory."""
+    found = errors.report(cc, mode)
     assert found["classifiers"] == ["SIGABRT", "abort", "terminate"]
     assert found["attributes"]["error.message"].startswith("SIGABRT")
 
@@ -210,7 +239,20 @@ def test_other_bugs_have_other_fingerprints(c: Path, cc: Path) -> None:
         "divided",
         "endless",
     ]
-    in_cc = ["own", "noexcept", "again", "range", "memory", "two", "plain", "number", "text", "joinable"]
+    in_cc = [
+        "own",
+        "noexcept",
+        "again",
+        "kept",
+        "range",
+        "memory",
+        "two",
+        "plain",
+        "number",
+        "text",
+        "joinable",
+        "handled",
+    ]
     reports = [*map(functools.partial(errors.report, c), in_c), *map(functools.partial(errors.report, cc), in_cc)]
     assert len(_marks(reports)) == len(in_c) + len(in_cc)
 

@@ -44,7 +44,26 @@ OWN void again(int n)
         throw;
     }
 }
+OWN void kept(int n)
+{
+    std::exception_ptr kept;
+    try {
+        own(n);
+    } catch (...) {
+        kept = std::current_exception();
+    }
+    std::rethrow_exception(kept);
+}
 OWN void joinable(int n) { std::thread thread([n] { sink = n; for (;;) { } }); }
+OWN void handled(int n)
+{
+    try {
+        own(n);
+    } catch (const shop::Error &) {
+        sink = n;
+    }
+    joinable(n);
+}
 
 OWN int work(const char *mode, int n)
 {
@@ -52,7 +71,8 @@ OWN int work(const char *mode, int n)
         const char *name;
         void (*run)(int);
     } modes[] = {{"own", own}, {"plain", plain}, {"two", two}, {"number", number}, {"text", text}, {"range", range},
-                 {"memory", memory}, {"noexcept", in_noexcept}, {"again", again}, {"joinable", joinable}};
+                 {"memory", memory}, {"noexcept", in_noexcept}, {"again", again}, {"kept", kept}, {"joinable", joinable},
+                 {"handled", handled}};
     for (const auto &one : modes)
         if (!std::strcmp(mode, one.name))
             one.run(n);
