@@ -27,7 +27,10 @@ _FRAMES_KNOWN_MAX = 1 << 18
 
 @dataclass(frozen=True)
 class Analysis:
-    """What was found. `stacks` are by thread id, those of all threads; `python` Python's frames of those that have some."""
+    """What was found. `stacks` are by thread id, those of all threads; `python` Python's frames of those that have some.
+
+    `unread` says, by the modules' start, why of one in question no more is known than the core has.
+    """
 
     listed: Modules
     frames: Frames
@@ -38,6 +41,7 @@ class Analysis:
     runtime: Runtime
     python: dict[int, tuple[Place, ...]]
     missing: list[str] = field(default_factory=list)
+    unread: dict[int, str] = field(default_factory=dict)
 
 
 def analyse(
@@ -71,7 +75,9 @@ def analyse(
         overflow="stack-overflow" in classifiers,
     )
     missing = [*listed.missing, *own_names.missing, *located.missing]
-    return Analysis(listed, frames, found, said.text, classifiers, mark, runtime, located.python, missing)
+    return Analysis(
+        listed, frames, found, said.text, classifiers, mark, runtime, located.python, missing, images.missing()
+    )
 
 
 def _locate(core: Core, images: Images, listed: Modules, runtime: Runtime, addresses: set[int]) -> Located:

@@ -71,6 +71,10 @@ class Images:
             image = self._images[module.start] = self._find(module)
         return image
 
+    def missing(self) -> dict[int, str]:
+        """Return, by their start, of which modules more was asked for than the core has and no file does, and why."""
+        return {start: image.missing for start, image in self._images.items() if image.missing}
+
     def _find(self, module: Module) -> Image:
         image = Image(module, module.bias)
         if module.path == VDSO:

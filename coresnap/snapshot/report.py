@@ -181,7 +181,7 @@ class _Parts:
         leave_bytes = max(0, room.left_bytes - MODULES_MAX_BYTES)
         kept: dict[int, bytes] = {}
         for module in sorted(listed.listed, key=lambda module: places.get(module.start, len(places))):
-            entry = encode(_module(module))
+            entry = encode(_module(module, self._analysis.unread.get(module.start, "")))
             if not room.take(entry, leave_bytes=leave_bytes):
                 break
             kept[module.start] = entry
@@ -235,7 +235,7 @@ def _head(core: Core, analysis: Analysis, uuid: str) -> list[bytes]:
     return [member(key, encode(value)) for key, value in head.items()]
 
 
-def _module(module: Module) -> dict[str, Any]:
+def _module(module: Module, unread: str) -> dict[str, Any]:
     result: dict[str, Any] = {
         "path": module.path[:TEXT_MAX],
         "start": str(module.start),
@@ -245,6 +245,8 @@ def _module(module: Module) -> dict[str, Any]:
         result["build_id"] = module.build_id
     if module.package:
         result["package"] = module.package
+    if unread:
+        result["missing"] = unread
     return result
 
 
