@@ -47,16 +47,17 @@ class Crash:
         return [*map(str, numbers), "", self.exe.replace("/", "!")]
 
 
-def build(name: str) -> Path:
-    """Compile one of the crash programs, once. Raises FileNotFoundError where there is no compiler."""
+def build(name: str, *flags: str, compiler: str = "gcc") -> Path:
+    """Compile one of the crash programs, once for each set of flags. Raises FileNotFoundError where there is no compiler."""
     source = HERE / "programs" / f"{name}.c"
     # By content: times lie where a tree was copied.
-    program = _PROGRAMS / hashlib.sha256(source.read_bytes()).hexdigest()[:12] / name
+    made_of = source.read_bytes() + "\0".join((compiler, *flags) if flags or compiler != "gcc" else ()).encode()
+    program = _PROGRAMS / hashlib.sha256(made_of).hexdigest()[:12] / name
     if not program.exists():
         program.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=program.parent) as directory:
             made = Path(directory) / name
-            argv = ["gcc", "-g", "-O1", "-Wall", "-Werror", "-pthread", "-o", str(made), str(source)]
+            argv = [compiler, "-g", "-O1", "-Wall", "-Werror", *flags, "-pthread", "-o", str(made), str(source)]
             subprocess.run(argv, check=True)
             made.replace(program)  # whole or not there, for whoever builds it at this moment as well
     return program

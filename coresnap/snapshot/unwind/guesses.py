@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is guessed of a frame's caller where no table tells: by the code's own words, by frame pointers, by a scan.
 
-A guess counts only if the return address that it gives is executable and, where the code can be read, follows a call.
+A guess counts only if the return address that it gives is executable and, where the code can be read, follows a call; and if,
+where a table tells of that caller, its own return address is one as well.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from coresnap.snapshot.unwind.code import Code
 from coresnap.snapshot.unwind.encoding import MASK
 from coresnap.snapshot.unwind.expressions import Unread
 from coresnap.snapshot.unwind.machine import Machine
+from coresnap.snapshot.unwind.steps import Plain, Steps
 from coresnap.snapshot.unwind.words import Words
 
 #: How far a stack is looked through, and how far up a frame pointer may point.
@@ -23,8 +25,9 @@ Guess = tuple[Found, list[int]]
 class Guesses:
     """Guesses at the callers of frames of a machine whose calls push the return address."""
 
-    def __init__(self, code: Code, words: Words, machine: Machine) -> None:
+    def __init__(self, code: Code, steps: Steps, words: Words, machine: Machine) -> None:
         self._code = code
+        self._steps = steps
         self._words = words
         self._machine = machine
 
@@ -63,6 +66,17 @@ class Guesses:
         caller[self._machine.stack_pointer] = place + 8 & MASK
         return caller
 
+    def _goes_on(self, caller: list[int]) -> bool:
+        """Say whether the caller, if a plain step leads on from it, has been called itself."""
+        step = self._steps.find(caller[self._machine.program_counter] - 1)
+        if not isinstance(step, Plain):
+            return True
+        try:
+            address = self._words.word(caller[step.register] + step.offset + 8 * step.return_place)
+        except Unread:
+            return False
+        return not address or self._code.is_return_address(address)
+
     def _framed(self, registers: list[int]) -> list[int] | None:
         """By the frame pointer: it points to where the caller's is saved, and above that the return address."""
         machine = self._machine
@@ -71,18 +85,19 @@ class Guesses:
             return None
         try:
             caller = self._popped(registers, frame + 8)
-            if caller is not None:
-                caller[machine.frame_pointer] = self._words.word(frame)
+            if caller is None:
+                return None
+            caller[machine.frame_pointer] = self._words.word(frame)
         except Unread:
             return None
-        return caller
+        return caller if self._goes_on(caller) else None
 
     def _scanned(self, registers: list[int]) -> list[int] | None:
         stack = registers[self._machine.stack_pointer] + 7 & MASK & ~7
         try:
             for place in range(stack, stack + 8 * _SCAN_WORDS, 8):
                 caller = self._popped(registers, place)
-                if caller is not None:
+                if caller is not None and self._goes_on(caller):
                     return caller
         except Unread:
             pass  # the end of the stack

@@ -106,7 +106,7 @@ class Tables:
     def _eh_frame(self, file: ElfFile, read: Read) -> _Source | None:
         segment = file.segment(PT_GNU_EH_FRAME)
         try:
-            if segment is not None:
+            if segment is not None and read(segment.vaddr, 1):
                 header = read_header(read, segment.vaddr, segment.memsz)
                 if header.table is not None:
                     return _Source(header.table, Entries(read, header.frames, is_eh=True))

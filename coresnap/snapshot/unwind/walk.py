@@ -100,7 +100,7 @@ class Walker:
         self._entry = core.notes.auxv.get(AT_ENTRY, 0)
         self._words = Words(core.memory)
         self._steps = Steps(core, modules, images, machine)
-        self._guesses = Guesses(Code(core.memory, modules, images), self._words, machine)
+        self._guesses = Guesses(Code(core.memory, modules, images), self._steps, self._words, machine)
 
     def walk(self, walk: Walk) -> tuple[End, str]:
         """Walk to the end of a stack; return why it ends."""
@@ -189,12 +189,22 @@ class Walker:
         interrupted = self._guesses.signal(registers)
         if interrupted is not None:
             return Found.SIGNAL, interrupted
-        if 0 <= registers[self._machine.program_counter] - self._entry < _ENTRY_MAX_BYTES:
+        if self._is_first(walk):
             raise Bottom
         guess = self._guesses.caller(registers, exact=walk.is_exact)
         if guess is None and not registers[self._machine.frame_pointer]:
             raise Bottom  # the ABI has the outermost frame marked so
         return guess or (Found.SCAN, None)
+
+    def _is_first(self, walk: Walk) -> bool:
+        """Say whether a frame without a table is that of a start routine, or of a function that a stack was made to return to.
+
+        The latter's return address is the function itself, which has a table, and nothing has called: makecontext(3).
+        """
+        address = walk.registers[self._machine.program_counter]
+        if 0 <= address - self._entry < _ENTRY_MAX_BYTES:
+            return True
+        return not walk.is_exact and not isinstance(self._steps.find(address), NoStep)
 
     def _plain(self, step: Plain, registers: list[int]) -> list[int]:
         """Take a plain step, wherever the stack is. Raises Unread."""
