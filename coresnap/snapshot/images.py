@@ -2,7 +2,8 @@
 """Where the bytes of a module are: in the core, in the file that was mapped, in what archive kept of it, in debug files.
 
 A file counts only if its build-id is that of the module in the core: the file under the same path may be of another build, or
-of another mount namespace.
+of another mount namespace. Of a module without one, as Go's linker and musl's compiler make them, the first page has to be that
+in the core: it has the file's headers, which tell where everything is, and what a linker puts right behind them.
 """
 
 from __future__ import annotations
@@ -115,19 +116,19 @@ class Images:
             file = ElfFile(read, name)
         except BadInput:
             return None
-        return file if module.build_id and file.build_id() == module.build_id else None
+        if module.build_id:
+            return file if file.build_id() == module.build_id else None
+        page = self._core.memory.read(module.start, _PAGE_BYTES)
+        return file if len(page) == _PAGE_BYTES and read(_PAGE_BYTES, 0) == page else None
 
     def _open_matching(self, module: Module, path: str, image: Image) -> ElfFile | None:
-        if not module.build_id:
-            image.missing = "the core has no build-id of it"
-            return None
         fd = self._open(path)
         if fd is None:
             image.missing = "its file is not there"
             return None
         file = self._matching(module, partial(pread, fd), module.path)
         if file is None:
-            image.missing = "its file is of another build"
+            image.missing = "its file is of another build" if module.build_id else "the core does not tell its build"
         return file
 
     def _open(self, path: str) -> int | None:

@@ -7,6 +7,7 @@ where a table tells of that caller, its own return address is one as well.
 
 from __future__ import annotations
 
+from coresnap.snapshot.core import Memory
 from coresnap.snapshot.stacks import Found
 from coresnap.snapshot.unwind.code import Code
 from coresnap.snapshot.unwind.encoding import MASK
@@ -25,20 +26,18 @@ Guess = tuple[Found, list[int]]
 class Guesses:
     """Guesses at the callers of frames of a machine whose calls push the return address."""
 
-    def __init__(self, code: Code, steps: Steps, words: Words, machine: Machine) -> None:
+    def __init__(self, memory: Memory, code: Code, steps: Steps, words: Words, machine: Machine) -> None:
+        self._memory = memory
         self._code = code
         self._steps = steps
         self._words = words
         self._machine = machine
 
     def caller(self, registers: list[int], *, exact: bool) -> Guess | None:
-        """Return the caller's registers, and how they were found. `exact`: the frame has not called, it was stopped.
-
-        Raises Unread where the core does not have the top of the stack.
-        """
-        top = self._popped(registers, registers[self._machine.stack_pointer])
-        if exact and top is not None:
-            jumped = not self._code.is_executable(registers[self._machine.program_counter])
+        """Return the caller's registers, and how they were found. `exact`: the frame has not called, it was stopped."""
+        jumped = exact and not self._code.is_executable(registers[self._machine.program_counter])
+        top = self._popped(registers, registers[self._machine.stack_pointer]) if exact else None
+        if top is not None:
             return Found.RETURN_ADDRESS if jumped else Found.SCAN, top
         framed = self._framed(registers)
         if framed is not None:
@@ -47,29 +46,35 @@ class Guesses:
         return (Found.SCAN, scanned) if scanned is not None else None
 
     def signal(self, registers: list[int]) -> list[int] | None:
-        """Return the registers that a signal interrupted, where the frame is the instructions that return from its handler."""
+        """Return the registers that a signal interrupted, where the frame is the instructions that return from its handler.
+
+        Raises Unread where the core does not have them.
+        """
         machine = self._machine
-        address = registers[machine.program_counter]
-        for code in machine.sigreturn:
-            if self._code.read(address, len(code)) == code:
-                stack = registers[machine.stack_pointer]
-                return [self._words.word(stack + machine.context[number]) for number in range(len(registers))]
-        return None
+        if not self._code.is_sigreturn(registers[machine.program_counter]):
+            return None
+        stack = registers[machine.stack_pointer]
+        return [self._words.word(stack + machine.context[number]) for number in range(len(registers))]
 
     def _popped(self, registers: list[int], place: int) -> list[int] | None:
-        """Return the registers behind a return that finds its address at a place."""
-        address = self._words.word(place)
-        if not self._code.is_return_address(address):
+        """Return the registers behind a return that finds its address at a place, if that may be one."""
+        machine = self._machine
+        try:
+            address = self._words.word(place)
+        except Unread:
+            return None
+        callee = registers[machine.program_counter]
+        if not self._code.is_return_address(address) or not self._code.may_have_called(address, callee):
             return None
         caller = list(registers)
-        caller[self._machine.program_counter] = address
-        caller[self._machine.stack_pointer] = place + 8 & MASK
-        return caller
+        caller[machine.program_counter] = address
+        caller[machine.stack_pointer] = place + 8 & MASK
+        return caller if self._goes_on(caller) else None
 
     def _goes_on(self, caller: list[int]) -> bool:
         """Say whether the caller, if a plain step leads on from it, has been called itself."""
         step = self._steps.find(caller[self._machine.program_counter] - 1)
-        if not isinstance(step, Plain):
+        if not isinstance(step, Plain) or step.register == self._machine.frame_pointer:
             return True
         try:
             address = self._words.word(caller[step.register] + step.offset + 8 * step.return_place)
@@ -83,22 +88,20 @@ class Guesses:
         frame = registers[machine.frame_pointer]
         if frame & 7 or not 0 <= frame - registers[machine.stack_pointer] <= _FRAME_MAX_BYTES:
             return None
-        try:
-            caller = self._popped(registers, frame + 8)
-            if caller is None:
-                return None
+        caller = self._popped(registers, frame + 8)
+        if caller is not None:
             caller[machine.frame_pointer] = self._words.word(frame)
-        except Unread:
-            return None
-        return caller if self._goes_on(caller) else None
+        return caller
 
     def _scanned(self, registers: list[int]) -> list[int] | None:
-        stack = registers[self._machine.stack_pointer] + 7 & MASK & ~7
-        try:
-            for place in range(stack, stack + 8 * _SCAN_WORDS, 8):
-                caller = self._popped(registers, place)
-                if caller is not None and self._goes_on(caller):
-                    return caller
-        except Unread:
-            pass  # the end of the stack
+        """By the words of the stack, from its pointer on, or, if that has run into a guard page, from where there is memory."""
+        stack = registers[self._machine.stack_pointer]
+        start = self._memory.above(stack)
+        if start is None or start - stack > _FRAME_MAX_BYTES:
+            return None
+        start = start + 7 & ~7
+        for place in range(start, start + 8 * _SCAN_WORDS, 8):
+            caller = self._popped(registers, place)
+            if caller is not None:
+                return caller
         return None

@@ -100,7 +100,8 @@ class Walker:
         self._entry = core.notes.auxv.get(AT_ENTRY, 0)
         self._words = Words(core.memory)
         self._steps = Steps(core, modules, images, machine)
-        self._guesses = Guesses(Code(core.memory, modules, images), self._steps, self._words, machine)
+        code = Code(core.memory, modules, images, machine.sigreturn)
+        self._guesses = Guesses(core.memory, code, self._steps, self._words, machine)
 
     def walk(self, walk: Walk) -> tuple[End, str]:
         """Walk to the end of a stack; return why it ends."""
