@@ -65,16 +65,18 @@ class Code:
         """Say whether an address is that of the instructions that a signal handler returns to."""
         return any(self.read(address, len(code)) == code for code in self._sigreturn)
 
-    def may_have_called(self, address: int, callee: int) -> bool:
+    def may_have_called(self, address: int, callee: int, *, strictly: bool) -> bool:
         """Say whether the call before a return address may have led to where `callee` is.
 
         That is asked only where the address may as well be that of a function, of which stacks are full: it is aligned like one.
-        A call that is not direct, or that ends in another place as after a tail call, is not believed then.
+        A direct call that ends elsewhere, as before a tail call, is not believed then; `strictly`, nor is any other call.
         """
         if address % _ALIGNED_BYTES or self.is_sigreturn(address):
             return True
         target = self._target(address)
-        return target is not None and 0 <= callee - target < _FUNCTION_MAX_BYTES
+        if target is None:
+            return not strictly
+        return 0 <= callee - target < _FUNCTION_MAX_BYTES or not self.is_executable(callee)
 
     def _target(self, address: int) -> int | None:
         """Return where a direct call before an address leads, through the procedure linkage table, too."""

@@ -56,15 +56,19 @@ class Guesses:
         stack = registers[machine.stack_pointer]
         return [self._words.word(stack + machine.context[number]) for number in range(len(registers))]
 
-    def _popped(self, registers: list[int], place: int) -> list[int] | None:
-        """Return the registers behind a return that finds its address at a place, if that may be one."""
+    def _popped(self, registers: list[int], place: int, *, strictly: bool = False) -> list[int] | None:
+        """Return the registers behind a return that finds its address at a place, if that may be one.
+
+        `strictly`: nothing else speaks for that place.
+        """
         machine = self._machine
         try:
             address = self._words.word(place)
         except Unread:
             return None
-        callee = registers[machine.program_counter]
-        if not self._code.is_return_address(address) or not self._code.may_have_called(address, callee):
+        if not self._code.is_return_address(address):
+            return None
+        if not self._code.may_have_called(address, registers[machine.program_counter], strictly=strictly):
             return None
         caller = list(registers)
         caller[machine.program_counter] = address
@@ -101,7 +105,7 @@ class Guesses:
             return None
         start = start + 7 & ~7
         for place in range(start, start + 8 * _SCAN_WORDS, 8):
-            caller = self._popped(registers, place)
+            caller = self._popped(registers, place, strictly=True)
             if caller is not None:
                 return caller
         return None
