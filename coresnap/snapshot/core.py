@@ -71,13 +71,6 @@ class Memory:
         index = bisect.bisect_right(self._starts, address)
         return self._starts[index] if index < len(self._starts) else None
 
-    def above(self, address: int) -> int | None:
-        """Return where the core has memory again, at or above an address."""
-        index = bisect.bisect_right(self._starts, address)
-        if index and address < self._starts[index - 1] + self._sizes[index - 1]:
-            return address
-        return self._starts[index] if index < len(self._starts) else None
-
     def is_executable(self, start: int, end: int) -> bool:
         """Say whether an executable segment starts from `start` on and before `end`, be it in the core or left out."""
         index = bisect.bisect_left(self._executable, start)

@@ -22,6 +22,9 @@ _CALL, _GROUP_5 = 0xE8, 0xFF
 _INDIRECT = (2, 3, 4, 6, 7)
 #: Functions begin at multiples of this; a return address is one only where a call is the last instruction before.
 _ALIGNED_BYTES = 16
+#: push %rbp and mov %rsp, %rbp, in both encodings; lea of a place in the frame, as Go's compiler had it.
+_PROLOGUES = (b"\x55\x48\x89\xe5", b"\x55\x48\x8b\xec", b"\x48\x8d\x6c\x24", b"\x48\x8d\xac\x24")
+_PROLOGUE_BYTES = (512, 64, 32, 16, 8)
 #: No function is larger.
 _FUNCTION_MAX_BYTES = 1 << 20
 
@@ -65,18 +68,30 @@ class Code:
         """Say whether an address is that of the instructions that a signal handler returns to."""
         return any(self.read(address, len(code)) == code for code in self._sigreturn)
 
+    def sets_up_frame(self, address: int) -> bool:
+        """Say whether there are instructions before an address that set up a frame pointer."""
+        for size_bytes in _PROLOGUE_BYTES:  # code that was made at run time may begin right at its mapping
+            before = self.read(address - size_bytes & MASK, size_bytes)
+            if before:
+                return any(code in before for code in _PROLOGUES)
+        return False
+
     def may_have_called(self, address: int, callee: int, *, strictly: bool) -> bool:
         """Say whether the call before a return address may have led to where `callee` is.
 
-        That is asked only where the address may as well be that of a function, of which stacks are full: it is aligned like one.
-        A direct call that ends elsewhere, as before a tail call, is not believed then; `strictly`, nor is any other call.
+        `strictly`: nothing else speaks for it. Stacks are full of words of calls that are over, and of functions' addresses: an
+        address that is aligned like one is believed only of a direct call, and a direct call only if it leads to the callee.
         """
-        if address % _ALIGNED_BYTES or self.is_sigreturn(address):
+        is_aligned = not address % _ALIGNED_BYTES
+        if not (strictly or is_aligned) or self.is_sigreturn(address):
             return True
         target = self._target(address)
         if target is None:
-            return not strictly
-        return 0 <= callee - target < _FUNCTION_MAX_BYTES or not self.is_executable(callee)
+            return not (strictly and is_aligned)
+        if not self.is_executable(callee):
+            return True
+        within = self._modules.find(target) is self._modules.find(callee)
+        return within and 0 <= callee - target < _FUNCTION_MAX_BYTES
 
     def _target(self, address: int) -> int | None:
         """Return where a direct call before an address leads, through the procedure linkage table, too."""

@@ -40,10 +40,12 @@ class Guesses:
         if top is not None:
             return Found.RETURN_ADDRESS if jumped else Found.SCAN, top
         framed = self._framed(registers)
-        if framed is not None:
+        if framed is not None and self._is_framed(registers, framed):
             return Found.FRAME_POINTER, framed
         scanned = self._scanned(registers)
-        return (Found.SCAN, scanned) if scanned is not None else None
+        if scanned is not None:
+            return Found.SCAN, scanned
+        return (Found.FRAME_POINTER, framed) if framed is not None else None
 
     def signal(self, registers: list[int]) -> list[int] | None:
         """Return the registers that a signal interrupted, where the frame is the instructions that return from its handler.
@@ -97,15 +99,24 @@ class Guesses:
             caller[machine.frame_pointer] = self._words.word(frame)
         return caller
 
+    def _is_framed(self, registers: list[int], caller: list[int]) -> bool:
+        """Say whether the frame pointer is used as one: it leads to another one further up, or the code sets one up."""
+        machine = self._machine
+        upper = caller[machine.frame_pointer] - registers[machine.frame_pointer]
+        if 0 < upper <= _FRAME_MAX_BYTES and not upper & 7:
+            return True
+        return self._code.sets_up_frame(registers[machine.program_counter])
+
     def _scanned(self, registers: list[int]) -> list[int] | None:
         """By the words of the stack, from its pointer on, or, if that has run into a guard page, from where there is memory."""
         stack = registers[self._machine.stack_pointer]
-        start = self._memory.above(stack)
+        start = stack if self._memory.read(stack, 1) else self._memory.next_after(stack)
         if start is None or start - stack > _FRAME_MAX_BYTES:
             return None
         start = start + 7 & ~7
-        for place in range(start, start + 8 * _SCAN_WORDS, 8):
-            caller = self._popped(registers, place, strictly=True)
-            if caller is not None:
-                return caller
+        for strictly in (True, False):  # a tail call leads from where a call led to anywhere
+            for place in range(start, start + 8 * _SCAN_WORDS, 8):
+                caller = self._popped(registers, place, strictly=strictly)
+                if caller is not None:
+                    return caller
         return None

@@ -170,6 +170,7 @@ FUNCTION void contexts(void)
 }
 #endif
 
+#ifndef NO_CFI
 static char other_stack[65536] __attribute__((aligned(16)));
 
 FUNCTION void on_other_stack(void) { CALL(die()); }
@@ -183,6 +184,7 @@ FUNCTION __attribute__((naked)) void switches(void *stack, void (*function)(void
 }
 
 FUNCTION void switched(void) { CALL(switches(other_stack + sizeof other_stack, on_other_stack)); }
+#endif
 
 static const struct {
     const char *name;
@@ -193,7 +195,10 @@ static const struct {
     {"overflow-handled", overflow_handled}, {"deep", deep}, {"zero", to_zero}, {"nowhere", to_nowhere},
     {"data", to_data}, {"stack", to_stack}, {"smashed", smashed}, {"noreturn", last_call}, {"tail", tail_call},
     {"aligned", aligned_stack}, {"large", large}, {"vdso", vdso}, {"linkage", linkage}, {"made-framed", made_framed},
-    {"made-frameless", made_frameless}, {"made-leaf", made_leaf}, {"switched", switched},
+    {"made-frameless", made_frameless}, {"made-leaf", made_leaf},
+#ifndef NO_CFI
+    {"switched", switched},
+#endif
 #ifdef __GLIBC__
     {"contexts", contexts},
 #endif
