@@ -79,15 +79,15 @@ class Code:
     def may_have_called(self, address: int, callee: int, *, strictly: bool) -> bool:
         """Say whether the call before a return address may have led to where `callee` is.
 
-        `strictly`: nothing else speaks for it. Stacks are full of words of calls that are over, and of functions' addresses: an
-        address that is aligned like one is believed only of a direct call, and a direct call only if it leads to the callee.
+        `strictly`: nothing else speaks for it. Stacks have words of calls that are over: a direct call is believed then only if
+        it leads to the callee. They also have functions' addresses, one of which may follow a call that does not return: so it is
+        with an address that is aligned like a function's. Indirect calls hardly ever end a function.
         """
-        is_aligned = not address % _ALIGNED_BYTES
-        if not (strictly or is_aligned) or self.is_sigreturn(address):
+        if not strictly and address % _ALIGNED_BYTES:
             return True
         target = self._target(address)
         if target is None:
-            return not (strictly and is_aligned)
+            return True
         if not self.is_executable(callee):
             return True
         within = self._modules.find(target) is self._modules.find(callee)
