@@ -78,7 +78,9 @@ class Guesses:
         return caller if self._goes_on(caller) else None
 
     def _goes_on(self, caller: list[int]) -> bool:
-        """Say whether the caller, if a plain step leads on from it, has been called itself."""
+        """Say whether the caller, if a plain step leads on from it, has been called itself, or is what a signal made."""
+        if self._code.is_sigreturn(caller[self._machine.program_counter]):
+            return self._has_context(caller[self._machine.stack_pointer])
         step = self._steps.find(caller[self._machine.program_counter] - 1)
         if not isinstance(step, Plain) or step.register == self._machine.frame_pointer:
             return True
@@ -87,6 +89,14 @@ class Guesses:
         except Unread:
             return False
         return not address or self._code.is_return_address(address)
+
+    def _has_context(self, stack: int) -> bool:
+        """Say whether the registers that a signal saved are there. A sigaction(2) that is over left the address alone."""
+        offset, selector = self._machine.selector
+        try:
+            return self._words.word(stack + offset) & 0xFFFF == selector
+        except Unread:
+            return False
 
     def _framed(self, registers: list[int]) -> list[int] | None:
         """By the frame pointer: it points to where the caller's is saved, and above that the return address."""

@@ -21,7 +21,8 @@ class Machine:
     """A machine: its registers by their DWARF numbers, and of these the ones with a part of their own.
 
     `kept` are those that a function leaves as they were for its caller. `sigreturn` are the instructions that a signal handler
-    returns to; the registers lie at `context` bytes above the stack pointer then, by number.
+    returns to; the registers lie at `context` bytes above the stack pointer then, by number, and at `selector` the one of the
+    code segment, which is always the same.
     """
 
     registers: tuple[str, ...]
@@ -31,6 +32,7 @@ class Machine:
     kept: tuple[int, ...]
     sigreturn: tuple[bytes, ...]
     context: dict[int, int]
+    selector: tuple[int, int]
     read: Callable[[bytes], tuple[int, ...]]
 
     def of(self, thread: Thread) -> list[int]:
@@ -65,6 +67,7 @@ MACHINES = {
         # mov $15, %rax (or %eax); syscall
         sigreturn=(b"\x48\xc7\xc0\x0f\0\0\0\x0f\x05", b"\xb8\x0f\0\0\0\x0f\x05"),
         context={_X86_64.index(name): 40 + 8 * index for index, name in enumerate(_SIGCONTEXT)},
+        selector=(40 + 8 * 18, 0x33),
         read=_reader(next(one for one in notes.MACHINES.values() if one.name == "x86_64"), _X86_64),
     )
 }
