@@ -27,14 +27,14 @@ _TEXT_MAX = 4096
 _LIBC = re.compile(r"libc[-.][\d.so]+")
 _FRAMES_MAX = 24
 _FRAME_WORDS_MAX = 512
-#: Whose exception it is, libstdc++'s or libc++'s; and one that std::rethrow_exception made, which refers to another's object:
-#: how far before its header the pointer to that is.
-_CLASSES = (int.from_bytes(b"GNUCC++\0", "big"), int.from_bytes(b"CLNGC++\0", "big"))
+#: Whose exception it is, libstdc++'s or libc++'s, and how far before its header its count of references stands: once it has been
+#: handled this is 0, or, since the memory is free then, something else that is not small.
+_CLASSES = {int.from_bytes(b"GNUCC++\0", "big"): 96, int.from_bytes(b"CLNGC++\0", "big"): 88}
+_REFERENCES_MAX = 1 << 16
+#: One that std::rethrow_exception made refers to another's object: how far before its header the pointer to that stands.
 _REFERRING = {int.from_bytes(b"GNUCC++\1", "big"): 80, int.from_bytes(b"CLNGC++\1", "big"): 88}
-#: From the start of a struct __cxa_exception to its unwind header, and from there to the object that was thrown; how far before
-#: the header stands how many handlers the exception is in, which is 0 once it has been handled.
+#: From the start of a struct __cxa_exception to its unwind header, and from there to the object that was thrown.
 _HEADER_AT, _OBJECT_AT = 80, 32
-_HANDLERS_BEFORE = 40
 _BASES_MAX = 16
 _NAME_MAX = 1024
 _SINGLE_BASE = "_ZTVN10__cxxabiv120__si_class_type_infoE"
@@ -124,15 +124,14 @@ def _exception(contents: Contents, listed: Modules, frames: Sequence[Named], dem
 
 
 def _primary(contents: Contents, candidate: int) -> int:
-    """Return the unwind header of the exception under way that this is the header of, or that it refers to; 0 where it is none."""
+    """Return the unwind header of the exception that this is the header of, or that it refers to; 0 where there is none."""
     class_ = contents.word(candidate)
-    if (class_ not in _CLASSES and class_ not in _REFERRING) or not any(contents.read(candidate - _HANDLERS_BEFORE, 4)):
-        return 0
     if class_ in _REFERRING:
-        thrown = contents.word(candidate - _REFERRING[class_])
-        candidate = thrown - _OBJECT_AT if thrown else 0
+        candidate = (contents.word(candidate - _REFERRING[class_]) or 0) - _OBJECT_AT
         class_ = contents.word(candidate)
-    return candidate if class_ in _CLASSES else 0
+    if class_ not in _CLASSES:
+        return 0
+    return candidate if 0 < (contents.word(candidate - _CLASSES[class_]) or 0) < _REFERENCES_MAX else 0
 
 
 def _candidates(contents: Contents, frames: Sequence[Named]) -> Iterator[int]:
