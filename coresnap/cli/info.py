@@ -116,6 +116,7 @@ def _error(report: Report) -> list[tuple[str, str]]:
     return [
         ("Error", printable(" ".join(report.message.split("\n")), 2000)),
         ("Kind", "; ".join(meanings)),
+        ("Runtime", printable(report.runtime, 100)),
         ("Fingerprint", printable(report.fingerprint, 64)),
         ("Threads", stacks.count(report.stacks)),
         ("Not in the report", "; ".join(missing)),

@@ -138,7 +138,16 @@ def _frames(stack: Stack) -> str:
     cells = [_note(what) if isinstance(what, str) else _frame(number, what) for number, what in shown[:_FRAMES_MOST]]
     if len(shown) > _FRAMES_MOST:
         cells.append(_note(f"{len(shown) - _FRAMES_MOST} lines more are not shown"))
+    cells += [_frame_of_python(frame) for frame in stack.python[:_FRAMES_MOST]]
     return f"<table>{''.join(cells)}</table>"
+
+
+def _frame_of_python(frame: Frame) -> str:
+    return (
+        '<tr><td class="fit dim mono">py</td>'
+        f'<td class="wrap" colspan="3"><span class="name">{_text(frame.function)}</span>'
+        f'<br><span class="at mono">{_text(frame.place)}</span></td></tr>'
+    )
 
 
 def _note(text: str) -> str:

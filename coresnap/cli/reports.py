@@ -54,7 +54,10 @@ class Thread:
 
 @dataclass(frozen=True)
 class Stack:
-    """Frames, innermost first, and the threads that have them; `left_out` frames are not listed behind the `at`th."""
+    """Frames, innermost first, and the threads that have them; `left_out` frames are not listed behind the `at`th.
+
+    `python` are those of the interpreter, where they are known.
+    """
 
     threads: list[Thread]
     frames: list[Frame]
@@ -63,6 +66,7 @@ class Stack:
     end: str = ""
     left_out: int = 0
     left_out_at: int = 0
+    python: list[Frame] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,7 @@ class Report:
     """A report. The stack of the thread that crashed is the first one."""
 
     message: str = ""
+    runtime: str = ""
     classifiers: list[str] = field(default_factory=list)
     fingerprint: str = ""
     made_of: list[str] = field(default_factory=list)
@@ -107,6 +112,7 @@ def parse(data: bytes) -> Report | None:
     region = _object(regions[0]) if regions else {}
     return Report(
         message=_text(attributes.get("error.message")),
+        runtime=_runtime(document),
         classifiers=_texts(document.get("classifiers")),
         fingerprint=_text(document.get("fingerprint")),
         made_of=_texts(annotations.get("fingerprint")),
@@ -120,12 +126,19 @@ def parse(data: bytes) -> Report | None:
     )
 
 
+def _runtime(document: dict[str, Any]) -> str:
+    """Return the language and its version; a C program has nothing that is worth a line."""
+    language, version = _text(document.get("lang")), _text(document.get("langVersion"))
+    return " ".join([language, version] if version != "unknown" else [language]).strip() if language != "c" else ""
+
+
 def _stacks(document: dict[str, Any], annotations: dict[str, Any], starts: dict[str, int]) -> list[Stack]:
     """Return the stacks of all threads, equal ones once: of the same functions, or addresses where these are not known."""
     notes: dict[str, dict[str, Any]] = {}
     for note in map(_object, _list(annotations.get("stacks"))):
         notes.update(dict.fromkeys(_texts(note.get("threads")), note))
     sources = {key: _text(_object(one).get("path")) for key, one in _object(document.get("sourceCode")).items()}
+    interpreted = _object(annotations.get("python"))
     main, known = document.get("mainThread"), dict[tuple[Any, ...], Stack]()
     listed = sorted(_object(document.get("threads")).items(), key=lambda item: item[0] != main)
     for tid, thread in ((tid, _object(one)) for tid, one in listed[:_ITEMS_MAX]):
@@ -139,13 +152,14 @@ def _stacks(document: dict[str, Any], annotations: dict[str, Any], starts: dict[
         end = ": ".join(filter(None, (_text(note.get("end")), _text(note.get("detail")))))
         left_out = _number(note.get("left_out"))
         names = tuple(frame.key for frame in frames)
-        key = (fault, tid == main, names, end, left_out)
+        python = [_frame_of_python(_object(one)) for one in _list(interpreted.get(tid))]
+        key = (fault, tid == main, names, end, left_out, tuple((frame.function, frame.place) for frame in python))
         if key not in known:
             registers = {
                 name: _number(value)
                 for name, value in _object(entries[0].get("registers") if entries else None).items()
             }
-            known[key] = Stack([], frames, fault, registers, end, left_out, _number(note.get("left_out_at")))
+            known[key] = Stack([], frames, fault, registers, end, left_out, _number(note.get("left_out_at")), python)
         known[key].threads.append(Thread(tid, _text(thread.get("name"))))
     return list(known.values())
 
@@ -163,6 +177,10 @@ def _frame(entry: dict[str, Any], found: str, sources: dict[str, str], starts: d
         guessed=entry.get("guessed_frame") is True,
         found=found,
     )
+
+
+def _frame_of_python(entry: dict[str, Any]) -> Frame:
+    return Frame(0, _text(entry.get("funcName")), path=_text(entry.get("path")), line=_number(entry.get("line")))
 
 
 def _module(entry: dict[str, Any]) -> Module:

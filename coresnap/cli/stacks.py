@@ -28,6 +28,7 @@ def lines(report: Report, *, whole: bool = False) -> Iterator[str]:
         heading = title(stack)
         yield terminal.paint(heading, terminal.RED) if stack.fault else heading
         yield from _frames(stack, whole)
+        yield from (f"  Python: {_python(frame)}" for frame in stack.python)
 
 
 def title(stack: Stack) -> str:
@@ -47,6 +48,11 @@ def _frames(stack: Stack, whole: bool) -> Iterator[str]:
     width = len(str(len(stack.frames) + stack.left_out))
     for number, what in rows(stack, whole=whole):
         yield f"  … {printable(what)}" if isinstance(what, str) else f"  #{number:<{width}} {line(what)}"
+
+
+def _python(frame: Frame) -> str:
+    where = f" at {printable(frame.place, _PATH_MOST)}" if frame.place else ""
+    return f"{printable(frame.function, _FUNCTION_MOST) or '?'}{where}"
 
 
 def rows(stack: Stack, *, whole: bool = False) -> Iterator[tuple[int, Frame | str]]:

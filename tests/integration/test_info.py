@@ -174,6 +174,22 @@ def test_places_in_the_source_and_marks_are_shown(made: Made) -> None:
     assert {"/src/app.c:12", " (inlined)", " (guessed)", "app + 0x64"} <= set(page.texts)
 
 
+def test_frames_of_python_stand_below_those_of_the_interpreter(made: Made) -> None:
+    report = _threads((1, ["string_at"]), (2, ["poll"]))
+    python = [
+        {"funcName": "read", "path": "/app/io.py", "line": 7},
+        {"funcName": "<module>", "path": "/app/x.py", "line": 3},
+    ]
+    report |= {"lang": "python", "langVersion": "3.11", "annotations": {"python": {"100": python, "102": python[1:]}}}
+    spools.add(made, "sending", A, report=_encoded(report))
+    told = coresnap(made, "info", A).stdout
+    assert "Runtime: python 3.11\n" in told
+    assert "  Python: read at /app/io.py:7\n  Python: <module> at /app/x.py:3\n\nThread 101" in told
+    assert "Thread 102 (n102)\n" in told, "its stack is another one than 101's"
+    page = _Parsed(coresnap(made, "info", A, "--html", "-").stdout)
+    assert {"<module>", "/app/io.py:7"} <= set(page.texts)
+
+
 def _hostile() -> dict[str, Any]:
     report = _threads((1, [MARKUP, "x"]), (2, [MARKUP]))
     for thread in report["threads"].values():
@@ -182,13 +198,14 @@ def _hostile() -> dict[str, Any]:
             frame |= {"library": MARKUP, "sourceCode": MARKUP, "line": 7, "registers": {MARKUP: "7"}}
     report["sourceCode"] = {MARKUP: {"path": MARKUP}}
     report["classifiers"] = [MARKUP, "abort"]
-    report["fingerprint"] = MARKUP
+    report |= {"fingerprint": MARKUP, "lang": MARKUP, "langVersion": MARKUP}
     report["attributes"] = {"error.message": f"{MARKUP}\n{MARKUP}", MARKUP: MARKUP}
     report["modules"] = [{"path": MARKUP, "start": "1", "size": "2", "build_id": MARKUP, "package": {"name": MARKUP}}]
     stacks = [{"threads": ["100"], "end": MARKUP, "detail": MARKUP, "found": [MARKUP]}]
     report["annotations"] = {
         **{"stacks": stacks, "missing": [MARKUP], "environment": {MARKUP: MARKUP}, "fingerprint": [MARKUP]},
         "siginfo": {"name": MARKUP},
+        "python": {"100": [{"funcName": MARKUP, "path": MARKUP, "line": 7}]},
     }
     report["memory"] = [{"start": "4096", "size": 12, "data": "PHNjcmlwdD4mIjwnIg=="}]
     return report

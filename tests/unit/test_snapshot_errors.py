@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 
 from coresnap.snapshot.classify import KINDS
 from coresnap.snapshot.stacks import End, Found
+from tests.crash import REPOSITORY
 from tests.support import errors
 from tests.unit.test_snapshot import SCHEMA
 
@@ -283,3 +285,10 @@ def test_the_schema_has_the_tables_words() -> None:
     assert stacks["end"]["enum"] == list(End)
     assert stacks["found"]["items"]["enum"] == [*Found, "inlined"]
     assert SCHEMA["$defs"]["kind"]["enum"] == [kind.name for kind in KINDS]
+
+
+def test_the_document_has_every_kind() -> None:
+    text = (REPOSITORY / "docs" / "report.md").read_text()
+    table = text.partition("## Kinds of crash")[2].partition("\n## ")[0]
+    listed = [name for row in re.findall(r"^\| ([a-z, -]+) \|", table, re.MULTILINE)[1:] for name in row.split(", ")]
+    assert sorted(listed) == sorted(kind.name for kind in KINDS)
