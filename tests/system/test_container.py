@@ -6,10 +6,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from coresnap.ground.elf_file import ElfFile
+from coresnap.snapshot.core import pread
 from tests.crash import build
 from tests.system import backlog
 from tests.system.booted import GuestError
@@ -117,6 +120,32 @@ def test_both_debug_commands_open_a_compressed_core(container: Container, core: 
     uuid = container.sh("coresnap import --exe /usr/local/bin/crash /root/crashed").stdout.strip()
     backlog.wait_until_committed(container, {uuid}, 30)
     assert re.search(r"\bstore \(.* at .*crash\.c:\d+", frames(container, uuid)[0])
+
+
+def test_debug_files_are_fetched_by_a_unit_that_sees_no_dump(container: Container, core: bytes) -> None:
+    """A server of debug files in the container; what crashed is its own debug file, which has its build-id."""
+    backlog.wait_until_committed(container, backlog.take_in(container, core, 1), 30)
+    assert container.sh("systemctl is-enabled coresnap-symbols.timer", check=False).stdout == "disabled\n"
+    program = build("crash")
+    with program.open("rb") as file:
+        build_id = ElfFile(partial(pread, file.fileno()), str(program)).build_id()
+    container.put(program.parent, "/usr/local/bin")
+    container.sh(
+        f"mkdir -p /srv/buildid/{build_id} && cp /usr/local/bin/crash /srv/buildid/{build_id}/debuginfo\n"
+        "mkdir -p /etc/coresnap; echo 'symbols.urls = http://127.0.0.1:8002' >> /etc/coresnap/coresnap.conf\n"
+        "systemd-run -u debuginfod python3 -m http.server -d /srv -b 127.0.0.1 8002 2>&1"
+    )
+    until(container, "python3 -c 'import urllib.request as u; u.urlopen(\"http://127.0.0.1:8002\")' 2>/dev/null")
+    container.sh("systemctl start coresnap-symbols.service")
+    fetched = f"/var/cache/coresnap/debug/.build-id/{build_id[:2]}/{build_id[2:]}.debug"
+    assert (
+        container.sh(f"stat -c %U:%a {fetched}; cmp {fetched} /usr/local/bin/crash").stdout == "coresnap-symbols:644\n"
+    )
+    assert backlog.failed_units(container) == ""
+    with with_lines(container, "coresnap-symbols.service", "Service", "ExecStart=", "ExecStart=ls /var/lib/coresnap"):
+        assert container.sh("systemctl start coresnap-symbols.service", check=False).status != 0
+        container.sh("systemctl reset-failed coresnap-symbols.service")
+    container.sh("sed -i /symbols.urls/d /etc/coresnap/coresnap.conf; systemctl stop debuginfod")
 
 
 @pytest.mark.parametrize("result", backlog.LIMITS)

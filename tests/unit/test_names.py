@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -28,6 +29,8 @@ int main() { std::vector<int> all{1, 2}; return shop::Shelf<int>{}.take(all, 1);
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if shutil.which("g++") is None:
+        pytest.skip("g++ is not installed")
     directory = tmp_path_factory.mktemp("shop")
     (directory / "shop.cc").write_text(_SOURCE)
     subprocess.run(["g++", "-O0", "shop.cc", "-o", "shop"], cwd=directory, check=True)

@@ -41,7 +41,7 @@ def _tool(name: str, *more: str) -> str:
 def test_c_and_cxx(tmp_path: Path) -> None:
     assert _runtime([build("crash"), "null", "1"]) == Runtime("", "", "c")
     (tmp_path / "it.cc").write_text("#include <string>\nint main() { throw std::string(); }\n")
-    subprocess.run(["g++", "it.cc", "-o", "it"], cwd=tmp_path, check=True)
+    subprocess.run([_tool("g++"), "it.cc", "-o", "it"], cwd=tmp_path, check=True)
     assert _runtime([tmp_path / "it"]) == Runtime("", "", "c++")
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import lzma
 import os
 import random
 import re
@@ -101,7 +102,7 @@ def test_what_is_stripped_has_what_it_exports(library: Path) -> None:
 def test_the_compressed_table_of_what_is_not_exported(library: Path, tmp_path: Path) -> None:
     """.gnu_debugdata as Fedora's packages have it: an ELF file of the other symbols, under xz."""
     subprocess.run(["objcopy", "-S", "-K", "hidden", library, tmp_path / "mini"], check=True)
-    subprocess.run(["xz", tmp_path / "mini"], check=True)
+    (tmp_path / "mini.xz").write_bytes(lzma.compress((tmp_path / "mini").read_bytes()))
     file = tmp_path / "it.so"
     argv: list[str | Path] = [
         "objcopy",
