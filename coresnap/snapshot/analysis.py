@@ -11,13 +11,14 @@ from coresnap.snapshot.classify import Crash, classify
 from coresnap.snapshot.contents import Contents
 from coresnap.snapshot.core import Core
 from coresnap.snapshot.demangle import demangle_type
+from coresnap.snapshot.earlier import earlier
 from coresnap.snapshot.fingerprint import Fingerprint, fingerprint
 from coresnap.snapshot.frames import Frames, Naming, Place, Places
 from coresnap.snapshot.images import Images
 from coresnap.snapshot.lines import Located, locate
 from coresnap.snapshot.modules import AT_ENTRY, Modules
 from coresnap.snapshot.names import Names
-from coresnap.snapshot.notes import Thread
+from coresnap.snapshot.notes import Signal, Thread
 from coresnap.snapshot.runtimes import Runtime
 from coresnap.snapshot.stacks import Frame, Stack
 from coresnap.snapshot.unwind.unwinder import Unwinder
@@ -29,6 +30,7 @@ _FRAMES_KNOWN_MAX = 1 << 18
 class Analysis:
     """What was found. `stacks` are by thread id, those of all threads; `python` Python's frames of those that have some.
 
+    `earlier` is the signal from whose handler the one was sent that killed.
     `unread` says, by the modules' start, why of one in question no more is known than the core has.
     """
 
@@ -36,6 +38,7 @@ class Analysis:
     frames: Frames
     stacks: dict[int, Stack]
     message: str
+    earlier: Signal | None
     classifiers: list[str]
     fingerprint: Fingerprint
     runtime: Runtime
@@ -64,11 +67,16 @@ def analyse(
     named = [frames.named(frame) for frame in found[core.notes.threads[0].tid].frames]
     contents = Contents(core, listed, images)
     said = message.find(core, contents, listed, named, demangle_type)
-    crash = Crash(core, contents, named, said.text, said.exception)
+    signal, registers = core.notes.signal, core.notes.threads[0].registers()
+    crash = Crash(core, contents, signal, registers, named, said.text, said.exception)
     classifiers = classify(crash)
-    signal = core.notes.signal
+    before = earlier(core, named)
+    if before:
+        first = Crash(core, contents, before.signal, before.frames[0].frame.registers, before.frames)
+        classifiers += [kind for kind in classify(first)[1:] if kind not in classifiers]
+    cause = before.signal if before else signal
     mark = fingerprint(
-        signals.name(signal.number) if signal else "",
+        signals.name(cause.number) if cause else "",
         named,
         exception=said.exception,
         raised=crash.raised,
@@ -76,7 +84,17 @@ def analyse(
     )
     missing = [*listed.missing, *own_names.missing, *located.missing]
     return Analysis(
-        listed, frames, found, said.text, classifiers, mark, runtime, located.python, missing, images.missing()
+        listed,
+        frames,
+        found,
+        said.text,
+        before.signal if before else None,
+        classifiers,
+        mark,
+        runtime,
+        located.python,
+        missing,
+        images.missing(),
     )
 
 

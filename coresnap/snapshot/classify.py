@@ -12,6 +12,7 @@ from coresnap.snapshot import signals
 from coresnap.snapshot.contents import Contents
 from coresnap.snapshot.core import Core
 from coresnap.snapshot.frames import Named
+from coresnap.snapshot.notes import Signal
 
 _SI_KERNEL = 0x80
 _MAPERR, _ACCERR, _BUS_ADRERR, _FPE_INTDIV, _SYS_SECCOMP = 1, 2, 2, 1, 1
@@ -29,48 +30,43 @@ _HEAP = re.compile(
 
 @dataclass(frozen=True)
 class Crash:
-    """What a crash is judged by: the signal and the faulting thread, its frames innermost first.
+    """What a crash is judged by: the signal, and the thread that it came to, its registers and frames, innermost first.
 
-    `message` is what the process left in memory of the error; `exception` the type of one that nobody caught; `panic` says
-    that a Rust or Go program gave up by itself.
+    `message` is what the process left in memory of the error; `exception` the type of one that nobody caught.
     """
 
     core: Core
     contents: Contents
+    signal: Signal | None
+    registers: dict[str, int]
     frames: Sequence[Named] = ()
     message: str = ""
     exception: str = ""
 
     def is_signal(self, name: str, *codes: int) -> bool:
         """Say whether it was this signal, with one of these codes if any are given."""
-        signal = self.core.notes.signal
+        signal = self.signal
         return signal is not None and signals.name(signal.number) == name and (not codes or signal.code in codes)
 
     @property
     def address(self) -> int | None:
         """The address of the fault."""
-        return self.core.notes.signal.address if self.core.notes.signal else None
-
-    @property
-    def registers(self) -> dict[str, int]:
-        """The registers of the faulting thread."""
-        return self.core.notes.threads[0].registers()
+        return self.signal.address if self.signal else None
 
     @property
     def program_counter(self) -> int:
-        """Where the faulting thread was."""
-        return self.registers[self.core.machine.program_counter]
+        """Where the thread was."""
+        return self.registers.get(self.core.machine.program_counter, 0)
 
     @property
     def stack_pointer(self) -> int:
-        """How far down the faulting thread's stack was."""
-        registers = self.registers
-        return registers.get("rsp", registers.get("sp", 0))
+        """How far down its stack was."""
+        return self.registers.get("rsp", self.registers.get("sp", 0))
 
     @property
     def raised(self) -> bool:
         """Say whether the process sent the signal to itself."""
-        signal = self.core.notes.signal
+        signal = self.signal
         if signal is None or signal.code is None:
             return False
         return signal.code == _SI_TKILL or (signal.code in _SENT_BY_OTHERS and signal.sender_pid == self.core.notes.pid)
@@ -115,7 +111,7 @@ def _in_cut_file(crash: Crash) -> bool:
 
 
 def _sent(crash: Crash) -> bool:
-    signal = crash.core.notes.signal
+    signal = crash.signal
     return (
         signal is not None and signal.code in _SENT_BY_OTHERS and signal.sender_pid not in (crash.core.notes.pid, None)
     )
@@ -180,7 +176,7 @@ MEANINGS = {kind.name: kind.meaning for kind in KINDS}
 
 def classify(crash: Crash) -> list[str]:
     """Return the classifiers: the signal's name, then the kinds that hold; nothing where no signal killed the process."""
-    signal = crash.core.notes.signal
+    signal = crash.signal
     if signal is None:
         return []
     return [signals.name(signal.number), *(kind.name for kind in KINDS if kind.holds(crash))]

@@ -110,7 +110,7 @@ def read(pread: elf.Pread, header: elf.CoreHeader, machine: Machine) -> Notes:
             notes.command = elf.text(note[40:56])
             notes.arguments = elf.text(note[56:136])
         elif kind == NT_SIGINFO and len(note) >= 24:
-            _take_siginfo(notes, _read_siginfo(note))
+            _take_siginfo(notes, read_siginfo(note))
         elif kind == NT_AUXV and not notes.auxv:
             notes.auxv = dict(struct.iter_unpack("<QQ", note[: len(note) & ~15][: 16 * _AUXV_MAX]))
         elif kind == elf.NT_FILE and not notes.mappings:
@@ -149,8 +149,8 @@ def _take_siginfo(notes: Notes, found: Signal) -> None:
         notes.threads.insert(0, notes.threads.pop())
 
 
-def _read_siginfo(note: bytes) -> Signal:
-    """siginfo_t: si_signo at 0, si_code at 8; si_addr at 16 of a fault, si_pid at 16 and si_uid at 20 of what was sent."""
+def read_siginfo(note: bytes) -> Signal:
+    """Read siginfo_t: si_signo at 0, si_code at 8; si_addr at 16 of a fault, si_pid at 16 and si_uid at 20 of what was sent."""
     number, _errno, code = struct.unpack_from("<iii", note, 0)
     if number in _FAULTS and 0 < code < 0x80:
         return Signal(number, code, address=struct.unpack_from("<Q", note, 16)[0])

@@ -103,7 +103,7 @@ class _Parts:
         self._options = options
         self._gaps: list[str] = []
         self._head = _head(core, analysis, uuid)
-        self._annotations = _annotations(core)
+        self._annotations = _annotations(core, analysis)
         self._attributes: list[bytes] = []
         self._modules: list[bytes] = []
         self._memory: list[bytes] = []
@@ -255,16 +255,19 @@ def _python(place: Place) -> dict[str, Any]:
 
 
 def _attributes(core: Core, asset: dict[str, bytes], analysis: Analysis, executable: str) -> dict[str, Scalar]:
-    signal = core.notes.signal
-    told = analysis.message or (signals.sentence(signal) if signal else _ALIVE)
-    result: dict[str, Scalar] = {"error.message": told}
+    signal, earlier = core.notes.signal, analysis.earlier
+    told = signals.sentence(signal) if signal else _ALIVE
+    if earlier:
+        told += f"; in the handler of {signals.sentence(earlier)}"
+    result: dict[str, Scalar] = {"error.message": analysis.message or told}
     if signal:
         result["signal"] = signal.number
         result["signal.name"] = signals.name(signal.number)
         if signal.code is not None:
             result["signal.code"] = signal.code
-        if signal.address is not None:
-            result["fault.address"] = f"{signal.address:#x}"
+    fault = earlier or signal
+    if fault and fault.address is not None:
+        result["fault.address"] = f"{fault.address:#x}"
     if core.truncated:
         result["core.truncated"] = True
     result["thread.count"] = len(core.notes.threads)
@@ -298,10 +301,12 @@ def _lines(missing: list[str], room: Room) -> list[bytes]:
     return [*kept, encode(f"and {more} more")] if more else kept
 
 
-def _annotations(core: Core) -> list[bytes]:
+def _annotations(core: Core, analysis: Analysis) -> list[bytes]:
     result: dict[str, Any] = {"command": core.notes.command, "arguments": core.notes.arguments}
     if core.notes.signal:
         result["siginfo"] = _siginfo(core.notes.signal)
+    if analysis.earlier:
+        result["earlier_siginfo"] = _siginfo(analysis.earlier)
     return [member(key, encode(value)) for key, value in result.items()]
 
 

@@ -92,8 +92,11 @@ def test_what_a_static_program_says(tmp_path: Path) -> None:
         ("full-in-thread", ["SIGSEGV", "stack-overflow"]),
         ("cut-file", ["SIGBUS", "truncated-file"]),
         ("sent", ["SIGSEGV", "sent"]),
-        ("handled", ["SIGSEGV", "raised"]),
-        ("handled-by-abort", ["SIGABRT", "abort"]),
+        ("handled", ["SIGSEGV", "raised"]),  # it came once the handler had returned
+        ("handled-by-abort", ["SIGABRT", "abort", "null-dereference"]),
+        ("handled-division", ["SIGABRT", "abort", "divide-by-zero"]),
+        ("handled-overflow", ["SIGABRT", "abort", "stack-overflow"]),
+        ("handled-plainly", ["SIGABRT", "abort"]),  # nobody asked what the first signal was of
     ],
 )
 def test_kinds(c: Path, mode: str, kinds: list[str]) -> None:
@@ -224,9 +227,22 @@ def test_where_in_the_round_a_stack_was_full_does_not_count(c: Path) -> None:
 
 
 def test_the_handler_of_a_signal_does_not_count(c: Path) -> None:
-    for mode, signal in (("handled", "SIGSEGV"), ("handled-by-abort", "SIGABRT")):
+    for mode, signal in (("handled", "SIGSEGV"), ("handled-by-abort", "SIGSEGV"), ("handled-plainly", "SIGABRT")):
         made_of = errors.report(c, mode)["annotations"]["fingerprint"]
         assert made_of == [signal, "followed_null", mode.replace("-", "_"), "work", "main"]
+
+
+def test_the_signal_that_a_handler_was_for(c: Path) -> None:
+    found = errors.report(c, "handled-by-abort")
+    earlier = found["annotations"]["earlier_siginfo"]
+    assert (earlier["signo"], earlier["code"], earlier["address"]) == (11, 1, "0x10")
+    assert found["annotations"]["siginfo"]["signo"] == 6
+    assert found["attributes"]["fault.address"] == "0x10"
+    message = found["attributes"]["error.message"]
+    assert message.startswith("SIGABRT: sent by tgkill")
+    assert message.endswith("; in the handler of SIGSEGV: address not mapped (SEGV_MAPERR) at 0x10")
+    assert "earlier_siginfo" not in errors.report(c, "handled-plainly")["annotations"]
+    assert "earlier_siginfo" not in errors.report(c, "followed-null")["annotations"]
 
 
 def test_other_bugs_have_other_fingerprints(c: Path, cc: Path) -> None:

@@ -68,10 +68,28 @@ OWN void sent(int n)
     while (sink < n)
         pause();
 }
-static void handler(int number) { signal(number, SIG_DFL); raise(number); }
-static void last_words(int number) { (void)number; abort(); }
-OWN void handled(int n) { signal(SIGSEGV, handler); followed_null(n); sink = n; }
-OWN void handled_by_abort(int n) { signal(SIGSEGV, last_words); followed_null(n); sink = n; }
+/* Handlers that send another signal, or the same again; the last one has not asked what the first one was of. */
+static void handler(int number, siginfo_t *info, void *context)
+{
+    sink = info != context;
+    signal(number, SIG_DFL);
+    raise(number);
+}
+static void last_words(int number, siginfo_t *info, void *context) { sink = number; sink = info != context; abort(); }
+static void plain_handler(int number) { sink = number; abort(); }
+static void handle(int number, void (*by)(int, siginfo_t *, void *))
+{
+    static char room[64 << 10];
+    stack_t stack = {.ss_sp = room, .ss_size = sizeof room};
+    struct sigaction action = {.sa_sigaction = by, .sa_flags = SA_SIGINFO | SA_ONSTACK};
+    sigaltstack(&stack, NULL);
+    sigaction(number, &action, NULL);
+}
+OWN void handled(int n) { handle(SIGSEGV, handler); followed_null(n); sink = n; }
+OWN void handled_by_abort(int n) { handle(SIGSEGV, last_words); followed_null(n); sink = n; }
+OWN void handled_plainly(int n) { signal(SIGSEGV, plain_handler); followed_null(n); sink = n; }
+OWN void handled_division(int n) { handle(SIGFPE, last_words); divided(n); sink = n; }
+OWN void handled_overflow(int n) { handle(SIGSEGV, last_words); sink = endless(n); }
 OWN int deeper(int n) { return (n > 1 ? deeper(n - 1) : (followed_null(1), 0)) + sink; }
 
 static const struct {
@@ -82,7 +100,8 @@ static const struct {
     {"gave-up", gave_up}, {"followed-null", followed_null}, {"called-null", called_null},
     {"called-garbage", called_garbage}, {"used-garbage", used_garbage}, {"wrote-constant", wrote_constant},
     {"divided", divided}, {"trapped", trapped}, {"full-in-thread", full_in_thread}, {"cut-file", cut_file},
-    {"sent", sent}, {"handled", handled}, {"handled-by-abort", handled_by_abort},
+    {"sent", sent}, {"handled", handled}, {"handled-by-abort", handled_by_abort}, {"handled-plainly", handled_plainly},
+    {"handled-division", handled_division}, {"handled-overflow", handled_overflow},
 };
 
 OWN int work(const char *mode, int n)
