@@ -46,12 +46,13 @@ from typing import NoReturn
 
 from coresnap.capture.aftermath import spool_or_none, sweep_after
 from coresnap.capture.board import CAPTURES, FREE, WAITS, Taken, open_board
+from coresnap.capture.victim import Victim
 from coresnap.capture.worker import WAITING, Worker
 from coresnap.ground import flat, notify, program
 from coresnap.ground.errors import CoresnapError, Refused
 from coresnap.ground.listen import listen_fds
 from coresnap.ground.log import Log
-from coresnap.host.transport import is_probe
+from coresnap.host.transport import PROBE_NAME, is_probe
 from coresnap.spool import stages
 from coresnap.spool.stages import machine_s_root
 
@@ -173,13 +174,18 @@ class Service:
             os.close(self.stop_fd)
             gc.disable()
             Worker(place, self.board, self.listeners, self.settings, self.within, self.log).run(
-                self.stopped_fd, self.want_fd, is_probe
+                self.stopped_fd, self.want_fd, _is_probe
             )
             status = 0
         except (CoresnapError, OSError) as error:
             self.log.error(f"a crash could not be taken: {error}")
         finally:
             os._exit(status)
+
+
+def _is_probe(victim: Victim) -> bool:
+    """Say whether it crashes only to see who comes. Of any other its name tells that, and no file is looked for."""
+    return victim.comm == PROBE_NAME and is_probe(victim.pid)
 
 
 def _never_dump_core() -> None:

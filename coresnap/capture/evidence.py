@@ -95,10 +95,10 @@ class Evidence:
 
     __slots__ = ("_buffer", "_fd", "_forgotten", "_reader", "_sink", "_unread", "members", "read_whole", "victim_read")
 
-    def __init__(self, proc: "str | None", wish: "Wish", reader: "Reader | None") -> None:
+    def __init__(self, proc: "str | None", wish: "Wish", reader: "Reader | None", *, comm: bool = True) -> None:
         """Start reading. `proc` is the directory of the process in /proc, None where it is not known.
 
-        Without a reader nothing but its names is read.
+        Without a reader nothing but its names is read, without `comm` that of the executable alone.
         """
         self.members: dict[str, bytes] = {}
         self.victim_read = self.read_whole = reader is None
@@ -114,7 +114,7 @@ class Evidence:
             self._fd = -1
             self.victim_read = self.read_whole = True
         if proc_fd >= 0:
-            self.members.update(_first(proc_fd) if reader else _names(proc_fd))
+            self.members.update(_first(proc_fd) if reader else _names(proc_fd, comm))
             os.close(proc_fd)
 
     def wait_for_victim(self, budget_usec: int) -> None:
@@ -214,10 +214,10 @@ def _first(proc_fd: int) -> "Iterator[tuple[str, bytes]]":
             yield f"proc/{name}", target
 
 
-def _names(proc_fd: int) -> "Iterator[tuple[str, bytes]]":
+def _names(proc_fd: int, comm: bool) -> "Iterator[tuple[str, bytes]]":
     """Yield what the ledger calls the process by."""
-    comm, exe = read("comm", 64, proc_fd), link("exe", proc_fd)
-    if comm is not None:
-        yield "proc/comm", comm
+    name, exe = read("comm", 64, proc_fd) if comm else None, link("exe", proc_fd)
+    if name is not None:
+        yield "proc/comm", name
     if exe is not None:
         yield "proc/exe", exe

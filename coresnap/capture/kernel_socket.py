@@ -19,7 +19,7 @@ from coresnap.ground.errors import BadInput
 
 _HEAD = struct.Struct("=IIQ")
 _MARK = struct.Struct("=I")
-_REQUEST_BYTES = (16, 4096)
+_REQUEST_MAX_BYTES = 4096
 KERNEL, USERSPACE, REJECT, WAIT = 1, 2, 4, 8
 _MARKS = {1: "the answer is too short", 2: "it is too long", 3: "it is not supported", 4: "it contradicts itself"}
 
@@ -40,13 +40,14 @@ class KernelSocket(Source):
         """Read the request. Raises Gone, BadInput, OSError."""
         super().__init__(connection.fileno(), "socket")
         self._connection = connection
-        head = connection.recv(4, socket.MSG_PEEK | socket.MSG_WAITALL)
-        if not head:
+        request = connection.recv(_HEAD.size, socket.MSG_WAITALL)
+        if not request:
             raise Gone(_GONE)
-        size_bytes = int.from_bytes(head, "little")
-        if not _REQUEST_BYTES[0] <= size_bytes < _REQUEST_BYTES[1]:
+        size_bytes = int.from_bytes(request[:4], "little")
+        if not _HEAD.size <= size_bytes < _REQUEST_MAX_BYTES:
             raise BadInput(f"the coredump socket's request claims {size_bytes} bytes")
-        request = connection.recv(size_bytes, socket.MSG_WAITALL)
+        if size_bytes > len(request) == _HEAD.size:  # a later kernel's has more fields
+            request += connection.recv(size_bytes - _HEAD.size, socket.MSG_WAITALL)
         if len(request) < size_bytes:
             raise BadInput("the coredump socket's request is cut short")
         _size_bytes, answer_bytes, can = _HEAD.unpack_from(request)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import _socket
 import gc
 import os
 import select
@@ -64,8 +65,9 @@ class Worker:
         self.within = within
         self.log = log
         self.held: deque[tuple[Capture, str]] = deque()
+        self.types: dict[str, int] = {name: int(listener.type) for name, listener in listeners.items()}
 
-    def run(self, stopped_fd: int, want_fd: int, is_probe: Callable[[int | None], bool]) -> None:
+    def run(self, stopped_fd: int, want_fd: int, is_probe: Callable[[Victim], bool]) -> None:
         """Take crashes, until `stopped_fd` is closed at its other end, or until more wait than have to.
 
         A byte into `want_fd` asks for another worker. `is_probe` says of a process that it crashes only to see who comes.
@@ -101,21 +103,22 @@ class Worker:
         for listener in self.listeners.values():
             listener.close()
 
-    def _take(self, name: str, want_fd: int, reader: ResidentReader, is_probe: Callable[[int | None], bool]) -> bool:
+    def _take(self, name: str, want_fd: int, reader: ResidentReader, is_probe: Callable[[Victim], bool]) -> bool:
         """Accept one crash, and capture it; say no where another worker was faster."""
         started_nsec = time.monotonic_ns()
         self.board.put(self.place, CAPTURES)
         try:
-            connection, _address = self.listeners[name].accept()
+            # What socket.accept() adds, enumerations of families and types, takes longer than the call.
+            fd, _address = _socket.socket._accept(self.listeners[name])  # type: ignore[attr-defined]  # noqa: SLF001
         except OSError:
             return False
+        connection = socket.socket(socket.AF_UNIX, self.types[name], 0, fd)
         if not self.board.count(WAITS):
             try:
                 os.write(want_fd, b"+")
             except BlockingIOError:
                 pass  # it has been told often enough
         try:
-            connection.setblocking(True)
             self._capture(name, connection, started_nsec, reader, is_probe)
         except Withdrawn:
             pass  # archive captures it
@@ -138,7 +141,7 @@ class Worker:
         connection: socket.socket,
         started_nsec: int,
         reader: ResidentReader,
-        is_probe: Callable[[int | None], bool],
+        is_probe: Callable[[Victim], bool],
     ) -> None:
         settings, problem = self.settings.read()
         source: Source
@@ -146,7 +149,7 @@ class Worker:
         try:
             if name == "kernel":
                 victim, source, proc = _from_kernel(connection)
-                if is_probe(victim.pid):
+                if is_probe(victim):
                     source.acknowledge()
                     return
                 self.board.name(self.place, victim)
