@@ -52,7 +52,7 @@ lint: $(VENV)/stamp
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/mypy
-	shellcheck tools/need tools/copy-package tools/after-install .ci/run
+	shellcheck coresnap/archive.sh tools/need tools/copy-package tools/after-install .ci/run
 
 smoke:
 	@tools/need $(SYSTEM_NEEDS)
@@ -93,7 +93,8 @@ install:
 	install -d $(LIBDIR) $(ROOT)/bin $(ROOT)/sbin $(ROOT)/share/man/man1 $(ROOT)/share/man/man5 $(ROOT)/share/man/man8 \
 	    $(ROOT)/share/doc/coresnap
 	tools/copy-package coresnap $(LIBDIR)/python/coresnap
-	ln -sf python/coresnap/archive.py $(LIBDIR)/archive
+	install -m 755 coresnap/archive.sh $(LIBDIR)/archive.new
+	mv -f $(LIBDIR)/archive.new $(LIBDIR)/archive
 	ln -sf python/coresnap/capture_service.py $(LIBDIR)/capture
 	for program in $(PROGRAMS); do \
 	    ln -sf python/coresnap/$$program.py $(LIBDIR)/$$(echo $$program | tr _ -); done

@@ -55,6 +55,8 @@ if TYPE_CHECKING:
 
     from coresnap.capture.capture import Capture
 
+#: Where archive.sh has the lock by which few archives at a time have an interpreter.
+_GATE_FD = 9
 #: A service that has not taken a crash by then is stuck, or has more to do than this machine can.
 _HANDOVER_MSEC = 60_000
 #: Whose crashes archive captures by itself: PID 1, journald and coresnap cannot serve while they are held.
@@ -74,6 +76,7 @@ def main(arguments: "Sequence[str]") -> int:
     if positional == arguments and positional and _handed_over(positional):
         os._exit(0)  # nothing is left to do, and the pipe is held until we are gone
 
+    _leave_the_gate()
     from coresnap.capture.capture import Capture
     from coresnap.capture.source import Source
     from coresnap.capture.victim import from_core_pattern
@@ -82,7 +85,7 @@ def main(arguments: "Sequence[str]") -> int:
     settings, problem = flat.read(settings_path or flat.PATH)
     victim = from_core_pattern(positional)
     source = Source(0, "hand" if victim.pid is None else "pipe")
-    capture = Capture(settings, victim, source.transport, STARTED_NSEC)
+    capture = Capture(settings, victim, source.transport, _started_nsec())
     capture.hold(source, proc or (None if victim.pid is None else f"/proc/{victim.pid}"))
     os.dup2(1, 0)  # closes the pipe: the process is let go
     return _afterwards(capture, problem)
@@ -106,7 +109,31 @@ def _handed_over(arguments: "Sequence[str]") -> bool:
         return False
     if len(arguments) > 8 and arguments[8].isdigit():
         fds.append(int(arguments[8]))
-    return handover.offer(handover.PATH, STARTED_NSEC, list(arguments), fds, _HANDOVER_MSEC)
+    return handover.offer(handover.PATH, _started_nsec(), list(arguments), fds, _HANDOVER_MSEC)
+
+
+def _started_nsec() -> int:
+    """Return CLOCK_MONOTONIC when the kernel started us, to a clock tick: before the interpreter archive.sh may have waited.
+
+    Field 22 of /proc/self/stat, in ticks of CLOCK_BOOTTIME: proc_pid_stat(5).
+    """
+    try:
+        fd = os.open("/proc/self/stat", os.O_RDONLY)
+        fields = os.read(fd, 4096).rpartition(b")")[2].split()
+        os.close(fd)
+        ticks_nsec = (int(fields[19]) + 1) * (1_000_000_000 // os.sysconf("SC_CLK_TCK"))
+        lived_nsec = time.clock_gettime_ns(time.CLOCK_BOOTTIME) - ticks_nsec
+        return min(STARTED_NSEC, time.monotonic_ns() - lived_nsec)
+    except (OSError, ValueError, IndexError):
+        return STARTED_NSEC
+
+
+def _leave_the_gate() -> None:
+    """Let another archive have its interpreter: what comes now may take long."""
+    try:
+        os.close(_GATE_FD)
+    except OSError:
+        pass
 
 
 def _open_standard_descriptors() -> None:

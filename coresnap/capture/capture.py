@@ -132,7 +132,8 @@ class Capture:
         try:
             check_free(os.statvfs(self.within + self.settings.root), self.settings.quota_percent, OVERHEAD_BYTES)
         except QuotaExceeded:
-            self.evidence = Evidence(proc, Wish(), None, comm=not self.victim.comm)  # the ledger has its name all the same
+            # The ledger has its name all the same.
+            self.evidence = Evidence(proc, Wish(), None, comm=not self.victim.comm)
             raise
         except OSError:
             pass  # what is wrong there the spool tells

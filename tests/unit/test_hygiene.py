@@ -54,7 +54,7 @@ def test_no_path_of_a_private_machine() -> None:
     assert not found
 
 
-@pytest.mark.parametrize("name", ["tools/need", "tools/copy-package", ".ci/run"])
+@pytest.mark.parametrize("name", ["coresnap/archive.sh", "tools/need", "tools/copy-package", ".ci/run"])
 def test_scripts_are_executable(name: str) -> None:
     assert (_REPOSITORY / name).stat().st_mode & 0o111
 

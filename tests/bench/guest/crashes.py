@@ -128,7 +128,11 @@ def _helpers() -> list[int]:
             if not name.isdigit():
                 continue
             with open(f"/proc/{name}/comm", encoding="utf-8", errors="replace") as file:
-                if file.read() != "archive\n":
+                if file.read() not in ("archive\n", "flock\n", "python3\n"):
+                    continue
+            with open(f"/proc/{name}/cmdline", encoding="utf-8", errors="replace") as file:
+                cmdline = file.read()
+                if not any(word in cmdline for word in ("coresnap/archive", "coresnap.archive", "flock")):
                     continue
             with open(f"/proc/{name}/status", encoding="utf-8", errors="replace") as file:
                 status = dict(line.split(":", 1) for line in file if ":" in line)
