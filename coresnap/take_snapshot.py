@@ -78,7 +78,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="coresnap-snapshot",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        # A width that is given need not be asked for, with the modules that takes.
+        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, width=120),
         allow_abbrev=False,
     )
     parser.add_argument("-o", "--output", metavar="OUT", required=True, help="the file to write; - is standard output")

@@ -3,12 +3,15 @@
 
 import os
 import signal
-import socket
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from coresnap.ground.errors import CoresnapError
+
+if TYPE_CHECKING:
+    import socket
 
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -45,10 +48,14 @@ def run(name: str, body: Callable[[], int], tell: Callable[[str], None] | None =
     return status
 
 
+#: shutdown(2). Most programs have no socket, and need not load what knows of them.
+_SHUT_RDWR = 2
+
+
 @contextmanager
-def hanging_up(connection: socket.socket) -> Iterator[None]:
+def hanging_up(connection: "socket.socket") -> Iterator[None]:
     """Let SIGTERM hang up the connection, upon which a worker, and what it runs, ends as if its owner had hung up."""
-    signal.signal(signal.SIGTERM, lambda *_: connection.shutdown(socket.SHUT_RDWR))
+    signal.signal(signal.SIGTERM, lambda *_: connection.shutdown(_SHUT_RDWR))
     try:
         yield
     finally:
