@@ -26,6 +26,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -129,9 +130,8 @@ def compare(case: Case, directory: Path) -> list[Thread]:
     dead = crashed(case)
     report = snapshot(dead, directory)
     theirs = debugger.gdb(dead.core, dead.program)
-    threads = [
-        _thread(case, report, tid, stack, dead.functions if tid == dead.tid else None) for tid, stack in theirs.items()
-    ]
+    said = None if "stripped" in case.name else dead.functions  # nobody can name its functions then
+    threads = [_thread(case, report, tid, stack, said if tid == dead.tid else None) for tid, stack in theirs.items()]
     if any(thread.kind != "equal" for thread in threads):
         other = debugger.eu_stack(dead.core, dead.program)
         stacks = {tid: [frame.address for frame in stack.frames] for tid, stack in other.items()}
@@ -157,21 +157,33 @@ def _thread(case: Case, report: dict[str, Any], tid: int, theirs: debugger.Stack
 
 
 def run(cases: Sequence[Case], progress: bool = False) -> Outcome:
-    """Compare the cases."""
+    """Compare the cases, as many at once as there are processors."""
     outcome = Outcome()
-    with tempfile.TemporaryDirectory(prefix="coresnap-compare-") as directory:
-        for number, case in enumerate(cases, 1):
-            try:
-                outcome.threads += compare(case, Path(directory))
-            except CannotBuild as error:
-                outcome.skipped[case.name] = str(error)
-            except subprocess.SubprocessError as error:
-                outcome.failed[case.name] = f"{error} {getattr(error, 'stderr', '')}"[-2000:]
+    with (
+        tempfile.TemporaryDirectory(prefix="coresnap-compare-") as directory,
+        ThreadPoolExecutor(len(os.sched_getaffinity(0))) as executor,
+    ):
+        places = [Path(directory, str(number)) for number in range(len(cases))]
+        for number, (case, compared) in enumerate(zip(cases, executor.map(_attempt, cases, places), strict=True), 1):
+            if isinstance(compared, list):
+                outcome.threads += compared
+            elif isinstance(compared, CannotBuild):
+                outcome.skipped[case.name] = str(compared)
+            else:
+                outcome.failed[case.name] = f"{compared} {getattr(compared, 'stderr', '')}"[-2000:]
             if progress and sys.stderr.isatty():
                 print(f"\r{number}/{len(cases)} {case.name:40}", end="", file=sys.stderr, flush=True)
     if progress and sys.stderr.isatty():
         print(file=sys.stderr)
     return outcome
+
+
+def _attempt(case: Case, directory: Path) -> list[Thread] | Exception:
+    directory.mkdir()
+    try:
+        return compare(case, directory)
+    except (CannotBuild, subprocess.SubprocessError) as error:
+        return error
 
 
 def lines(outcome: Outcome) -> Iterator[str]:

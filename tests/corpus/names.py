@@ -9,7 +9,9 @@ from functools import cache
 from pathlib import Path
 
 _DEBUG = Path("/usr/lib/debug/.build-id")
-_SUFFIX = re.compile(r"( \[clone [^]]*\])+$|(\.(cold|part|constprop|isra|lto_priv|localalias|abi0|llvm)(\.\d+)*)+$")
+_SUFFIX = re.compile(
+    r"( \[clone [^]]*\]|\[cold\])+$|(\.(cold|part|constprop|isra|lto_priv|localalias|abi0|llvm)(\.\d+)*)+$"
+)
 _RUST_HASH = re.compile(r"::h[0-9a-f]{16}$")
 
 
