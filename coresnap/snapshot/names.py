@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from coresnap.snapshot import symbols
+from coresnap.snapshot import go_functions, symbols
 from coresnap.snapshot.demangle import demangle
 from coresnap.snapshot.images import Images
 from coresnap.snapshot.modules import Module
@@ -46,8 +46,10 @@ class Names:
             image = self._images.image(module)
             files = [*image.debug, *([image.file] if image.file else [])]
             here = {address - image.bias: address for address in addresses}
-            for at, symbol in symbols.find(files, list(here), self._limits).items() if files else ():
-                found[module.start, here[at]] = symbol, at - symbol.address
+            known = symbols.find(files, list(here), self._limits)
+            if image.file and len(known) < len(here):
+                known |= go_functions.find(image.file, [at for at in here if at not in known])
+            found |= {(module.start, here[at]): (symbol, at - symbol.address) for at, symbol in known.items()}
         functions = demangle({symbol.name for symbol, _offset in found.values()}, self.missing)
         for key, (symbol, offset) in found.items():
             self._found[key] = Name(functions.get(symbol.name, symbol.name), symbol.name, offset)

@@ -24,6 +24,7 @@ _PIECE_BYTES = 24 * 43690
 _MATCHES_MAX = 1 << 20
 _ALIASES_MAX = 64
 _DEBUGDATA_MAX_BYTES = 32 << 20
+_ALL_DEBUGDATA_MAX_BYTES = 256 << 20
 _XZ_MEMORY_BYTES = 80 << 20
 #: struct Elf64_Sym as three words: st_name, st_info, st_other and st_shndx are the first.
 _ENTRY = struct.Struct("<QQQ")
@@ -49,7 +50,13 @@ class Limits:
 
     symbols: int = SYMBOLS_MAX
     matches: int = _MATCHES_MAX
+    debugdata_bytes: int = _ALL_DEBUGDATA_MAX_BYTES
     missing: list[str] = field(default_factory=list)
+
+    def say(self, line: str) -> None:
+        """Say what was not read, once."""
+        if line not in self.missing:
+            self.missing.append(line)
 
 
 @dataclass(slots=True)
@@ -77,7 +84,7 @@ class _Table:
             limits.symbols -= count
             yield data[: count * _ENTRY.size]
             if not limits.symbols:
-                limits.missing.append(f"symbols: the first {SYMBOLS_MAX}, others are in {self.file.name}")
+                limits.say(f"symbols: no more than {SYMBOLS_MAX} are looked at")
                 return
             if count * _ENTRY.size < _PIECE_BYTES:
                 return
@@ -99,32 +106,32 @@ def find(files: Sequence[ElfFile], addresses: Sequence[int], limits: Limits) -> 
     A function has an address from its start up to its size on; a symbol without a size, as assembly may have it, up to the
     next one or the end of its section. Of several the one that starts last counts; for its aliases see _rank().
     """
-    wanted = sorted(set(addresses))
+    left = sorted(set(addresses))
+    groups: list[list[_Table]] = []
     result: dict[int, Symbol] = {}
     for file in files:
-        for group in _tables(file, limits):
-            left = [address for address in wanted if address not in result]
-            if left:
-                result |= _sized(group, left, limits)
-    for file in files:
-        for group in _tables(file, limits) if len(result) < len(wanted) else ():
-            result |= _unsized(group, [address for address in wanted if address not in result], limits)
+        if left:
+            groups.append(_tables(file, limits))
+            result |= _sized(groups[-1], left, limits)
+            left = [address for address in left if address not in result]
+    for group in groups:
+        result |= _unsized(group, left, limits)
+        left = [address for address in left if address not in result]
     return result
 
 
-def _tables(file: ElfFile, limits: Limits) -> Iterator[list[_Table]]:
-    """Yield the file's tables: the whole one, or that of what is exported together with the compressed one of the rest."""
+def _tables(file: ElfFile, limits: Limits) -> list[_Table]:
+    """Return the file's tables: the whole one, or that of what is exported together with the compressed one of the rest."""
     whole = _table(file, SHT_SYMTAB)
     if whole:
-        yield [whole]
-        return
+        return [whole]
     try:
-        rest = _debugdata(file)
+        rest = _debugdata(file, limits)
     except BadInput as error:
-        limits.missing.append(str(error))
+        limits.say(str(error))
         rest = None
     parts = [_table(file, SHT_DYNSYM), _table(rest, SHT_SYMTAB) if rest else None]
-    yield [part for part in parts if part]
+    return [part for part in parts if part]
 
 
 def _table(file: ElfFile, kind: int) -> _Table | None:
@@ -136,21 +143,23 @@ def _table(file: ElfFile, kind: int) -> _Table | None:
     return None
 
 
-def _debugdata(file: ElfFile) -> ElfFile | None:
+def _debugdata(file: ElfFile, limits: Limits) -> ElfFile | None:
     """Return the ELF file that stands in .gnu_debugdata, compressed by xz(1). Raises BadInput where it is damaged."""
     section = file.section(".gnu_debugdata")
     if section is None:
         return None
     import lzma
 
-    data = file.contents(section, _DEBUGDATA_MAX_BYTES)
+    most_bytes = min(_DEBUGDATA_MAX_BYTES, limits.debugdata_bytes)
+    data = file.contents(section, most_bytes)
     unpacker = lzma.LZMADecompressor(lzma.FORMAT_XZ, _XZ_MEMORY_BYTES)
     try:
-        contents = unpacker.decompress(data, _DEBUGDATA_MAX_BYTES)
+        contents = unpacker.decompress(data, most_bytes)
     except (lzma.LZMAError, MemoryError) as error:
         raise BadInput(f"{file.name}: .gnu_debugdata: {error}") from error
+    limits.debugdata_bytes -= len(contents)
     if not unpacker.eof:
-        raise BadInput(f"{file.name}: .gnu_debugdata: cut, or more than {_DEBUGDATA_MAX_BYTES} bytes")
+        raise BadInput(f"{file.name}: .gnu_debugdata: cut, or more than {most_bytes} bytes")
     return ElfFile(lambda count, at: contents[at : at + count], file.name)
 
 
@@ -169,7 +178,7 @@ def _sized(group: list[_Table], wanted: list[int], limits: Limits) -> dict[int, 
                     limits.matches -= 1
                     _take(found, wanted[index], start, word, table)
     if limits.matches <= 0:
-        limits.missing.append(f"symbols: too many that overlap, in {group[0].file.name}")
+        limits.say("symbols: too many that overlap")
     return _chosen(found)
 
 
@@ -191,9 +200,7 @@ def _unsized(group: list[_Table], wanted: list[int], limits: Limits) -> dict[int
                     _take(found, address, start, word, table)
     nearest: _Best | None = None
     nearest_sized = -1
-    for (
-        address
-    ) in wanted:  # what is nearest to an address is nearest to the next one, too, if nothing starts between them
+    for address in wanted:  # what is nearest to one is nearest to the next one, too, if nothing starts between them
         best = found.get(address) or nearest
         nearest_sized = max(nearest_sized, sized.get(address, -1))
         if best is None or best.start < nearest_sized:

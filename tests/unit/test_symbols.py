@@ -228,7 +228,8 @@ def test_a_table_that_is_endless_is_read_up_to_a_limit() -> None:
     limits = Limits(symbols=5)
     data = b"".join(_entry(1, 0x1000 + 16 * number, 16) for number in range(10))
     assert sorted(find([_forged(data)], [0x1041, 0x1051], limits)) == [0x1041]
-    assert "symbols: the first" in limits.missing[0]
+    find([_forged(data)], [0x1051], limits)
+    assert limits.missing == [f"symbols: no more than {symbols.SYMBOLS_MAX} are looked at"]
 
 
 def test_symbols_that_all_overlap_cost_no_more_than_a_limit() -> None:
@@ -246,3 +247,17 @@ def test_a_label_ends_where_another_function_starts_or_its_section_ends() -> Non
     assert names == {0x1100: "a", 0x11FF: "a", 0x1205: "b"}
     only = _forged(_entry(1, 0x1100, 0, info=0x10))
     assert _names([only], [0x1100, 0x1FFF, 0x2000]) == {0x1100: "a", 0x1FFF: "a"}
+
+
+def test_a_bomb_of_xz_is_not_unpacked(library: Path, tmp_path: Path) -> None:
+    packed = tmp_path / "bomb.xz"
+    packed.write_bytes(lzma.compress(b"\0" * (200 << 20), preset=1))
+    file = tmp_path / "it.so"
+    section = f".gnu_debugdata={packed}"
+    subprocess.run(["objcopy", "--add-section", section, library.parent / "stripped.so", file], check=True)
+    limits = Limits()
+    assert find([_open(file)], [_nm(library)["exported"] + 2], limits)
+    assert limits.missing == [f"{file}: .gnu_debugdata: cut, or more than {32 << 20} bytes"]
+    few = Limits(debugdata_bytes=100)
+    find([_open(file)], [_nm(library)["exported"] + 2], few)
+    assert "bytes are more than 100" in few.missing[0]
