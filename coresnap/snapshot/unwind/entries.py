@@ -96,6 +96,8 @@ class Entries:
         end = head_bytes + length
         if end > len(data):
             data = self._read(address, end)
+        if end > len(data):
+            raise BadInput(f"the record at {address:#x} is cut at {len(data)} of {end} bytes")
         id_ = struct.unpack_from("<I" if id_bytes == 4 else "<Q", data, head_bytes)[0]
         return _Record(address + head_bytes, id_, id_bytes, data[head_bytes:end])
 

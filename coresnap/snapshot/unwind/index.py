@@ -80,12 +80,14 @@ def read_header(read: Read, section: int, size_bytes: int) -> Header:
     try:
         version, frames_encoding, count_encoding, table_encoding = head[:4]
         if version != 1:
-            raise BadInput(f".eh_frame_hdr: version {version}")
+            raise BadInput(f"version {version}")
         frames, at = pointer(head, 4, frames_encoding, address=section + 4, table=section)
         code = _PAIRS.get(table_encoding)
         if code is None or count_encoding == OMIT:
             return Header(frames, None)
         count, at = raw(head, at, count_encoding)
+    except BadInput as error:
+        raise BadInput(f".eh_frame_hdr: {error}") from error
     except (ValueError, IndexError, struct.error) as error:
         raise BadInput(f".eh_frame_hdr: cut at {len(head)} bytes") from error
     most = max(0, size_bytes - at) // (2 * array(code).itemsize)
