@@ -26,6 +26,9 @@ from coresnap.snapshot.unwind.words import Words
 
 #: Between two looks at the clock.
 _RUN_STEPS = 4096
+#: How often a walk may go down, and how many steps it may take that are not plain.
+_DOWN_MAX = 4096
+_SLOW_MAX = 1 << 16
 #: A start routine without a table is no longer than this.
 _ENTRY_MAX_BYTES = 64
 
@@ -53,7 +56,7 @@ class Walk:
         self.registers = registers
         self.lookup = registers[machine.program_counter]
         self.found = Found.REGISTERS
-        self.count = 0
+        self.count = self.slow_count = 0
         self.inner: list[Kept] = []
         self.outer: deque[Kept] = deque(maxlen=limits.outermost)
         self._seen: set[tuple[int, int]] = set()
@@ -84,7 +87,7 @@ class Walk:
         """Say whether a walk to there would go in a circle. It may go down the stack, as to another one, but not twice."""
         if stack > from_stack:
             return False
-        if (address, stack) in self._seen:
+        if (address, stack) in self._seen or len(self._seen) >= _DOWN_MAX:
             return True
         self._seen.add((address, stack))
         return False
@@ -158,6 +161,9 @@ class Walker:
         """Take any one step; return why there is none."""
         machine, registers = self._machine, walk.registers
         step = self._steps.find(walk.lookup)
+        walk.slow_count += not isinstance(step, Plain)
+        if walk.slow_count > _SLOW_MAX:
+            return End.FRAMES, ""
         try:
             found, caller = self._caller(step, walk)
         except Bottom:
@@ -185,8 +191,7 @@ class Walker:
         if isinstance(step, Plain):
             return Found.CFI, self._plain(step, registers)
         if isinstance(step, Special):
-            caller = special(step, registers, self._words, self._machine)
-            return Found.SIGNAL if step.is_signal else Found.CFI, caller
+            return self._special(step, walk)
         interrupted = self._guesses.signal(registers)
         if interrupted is not None:
             return Found.SIGNAL, interrupted
@@ -196,6 +201,24 @@ class Walker:
         if guess is None and not registers[self._machine.frame_pointer]:
             raise Bottom  # the ABI has the outermost frame marked so
         return guess or (Found.SCAN, None)
+
+    def _special(self, step: Special, walk: Walk) -> tuple[Found, list[int]]:
+        """Take a step that is not plain. Raises Bottom, Unread, BadInput where the table is damaged and nothing can be guessed."""
+        try:
+            caller = special(step, walk.registers, self._words, self._machine)
+        except Unread:
+            raise
+        except BadInput:
+            guess = self._guesses.caller(walk.registers, exact=walk.is_exact)
+            if guess is None:
+                raise
+            return guess
+        if step.is_signal:
+            return Found.SIGNAL, caller
+        self._words.word(
+            caller[self._machine.stack_pointer] - 8
+        )  # a stack has something on it: a table may lead anywhere
+        return Found.CFI, caller
 
     def _is_first(self, walk: Walk) -> bool:
         """Say whether a frame without a table is that of a start routine, or of a function that a stack was made to return to.
