@@ -14,14 +14,14 @@ from typing import Any
 
 from coresnap import __version__
 from coresnap.ground.elf_file import Pread
-from coresnap.snapshot import attributes, runtimes, signals
 from coresnap.snapshot.analysis import Analysis, analyse
 from coresnap.snapshot.attributes import Scalar
 from coresnap.snapshot.core import Core
+from coresnap.snapshot.facts import annotations_of, attributes_of, missing_of
 from coresnap.snapshot.frames import TEXT_MAX, Naming, Place, Places
 from coresnap.snapshot.images import Images
 from coresnap.snapshot.modules import Module
-from coresnap.snapshot.notes import Signal, Thread
+from coresnap.snapshot.notes import Thread
 from coresnap.snapshot.room import Room, array, encode, member, object_of
 from coresnap.snapshot.stacks import Stack
 from coresnap.snapshot.surroundings import MEMORY_MAX_BYTES, environment, stack_memory
@@ -36,7 +36,6 @@ _REQUIRED = ("coresnap.object", "thread.count", "uname.machine")
 _MISSING_MAX = 100
 _MISSING_MAX_BYTES = 1 << 20
 _MORE_BYTES = 32
-_ALIVE = "no signal: the core is of a process that was alive, as gcore writes them"
 _HEAD = re.compile(rb'\{"uuid":"[0-9a-f-]{36}","fingerprint":"([0-9a-f]{64})",')
 HEAD_BYTES = 256
 
@@ -79,10 +78,10 @@ def build(
     images = Images(core, options.kept)
     try:
         analysis = analyse(core, images, stack=stack, names=names, places=places)
-        own = _attributes(core, asset, analysis, executable)
+        own = attributes_of(core, asset, analysis, executable)
         parts = _Parts(core, asset, analysis, options, uuid)
         parts.fill(own, more)
-        return parts.joined([*_missing(core), *analysis.missing, *missing])
+        return parts.joined([*missing_of(core), *analysis.missing, *missing])
     finally:
         images.close()
 
@@ -103,7 +102,7 @@ class _Parts:
         self._options = options
         self._gaps: list[str] = []
         self._head = _head(core, analysis, uuid)
-        self._annotations = _annotations(core, analysis)
+        self._annotations = [member(key, encode(value)) for key, value in annotations_of(core, analysis).items()]
         self._attributes: list[bytes] = []
         self._modules: list[bytes] = []
         self._memory: list[bytes] = []
@@ -254,41 +253,6 @@ def _python(place: Place) -> dict[str, Any]:
     return {"funcName": place.function, "path": place.path, "line": place.line}
 
 
-def _attributes(core: Core, asset: dict[str, bytes], analysis: Analysis, executable: str) -> dict[str, Scalar]:
-    signal, earlier = core.notes.signal, analysis.earlier
-    told = signals.sentence(signal) if signal else _ALIVE
-    if earlier:
-        told += f"; in the handler of {signals.sentence(earlier)}"
-    result: dict[str, Scalar] = {"error.message": analysis.message or told}
-    if signal:
-        result["signal"] = signal.number
-        result["signal.name"] = signals.name(signal.number)
-        if signal.code is not None:
-            result["signal.code"] = signal.code
-    fault = earlier or signal
-    if fault and fault.address is not None:
-        result["fault.address"] = f"{fault.address:#x}"
-    if core.truncated:
-        result["core.truncated"] = True
-    result["thread.count"] = len(core.notes.threads)
-    if analysis.runtime.name:
-        result["runtime"] = " ".join(filter(None, (analysis.runtime.name, analysis.runtime.version)))
-    hint = runtimes.hint(analysis.runtime, environment(asset, ("*",)))
-    if hint:
-        result["runtime.hint"] = hint
-    return result | attributes.collect(core, asset, analysis.listed, executable)
-
-
-def _missing(core: Core) -> list[str]:
-    """Say what of the core could not be read."""
-    result = []
-    if core.truncated:
-        result.append(f"the core is cut: {core.size_bytes} of {core.expected_bytes} bytes")
-    if core.notes_are_cut:
-        result.append(f"the notes are cut: {len(core.notes.threads)} threads could be read")
-    return [*result, *core.notes.missing]
-
-
 def _lines(missing: list[str], room: Room) -> list[bytes]:
     """Return the lines that there is room for; the last one says how many more there are."""
     kept: list[bytes] = []
@@ -299,24 +263,3 @@ def _lines(missing: list[str], room: Room) -> list[bytes]:
         kept.append(encoded)
     more = len(missing) - len(kept)
     return [*kept, encode(f"and {more} more")] if more else kept
-
-
-def _annotations(core: Core, analysis: Analysis) -> list[bytes]:
-    result: dict[str, Any] = {"command": core.notes.command, "arguments": core.notes.arguments}
-    if core.notes.signal:
-        result["siginfo"] = _siginfo(core.notes.signal)
-    if analysis.earlier:
-        result["earlier_siginfo"] = _siginfo(analysis.earlier)
-    return [member(key, encode(value)) for key, value in result.items()]
-
-
-def _siginfo(signal: Signal) -> dict[str, Any]:
-    result: dict[str, Any] = {"signo": signal.number}
-    if signal.code is not None:
-        symbol, meaning = signals.code(signal)
-        result |= {"code": signal.code, "name": symbol, "meaning": meaning}
-    if signal.address is not None:
-        result["address"] = f"{signal.address:#x}"
-    if signal.sender_pid is not None:
-        result |= {"sender": signal.sender_pid, "sender_uid": signal.sender_uid}
-    return result
