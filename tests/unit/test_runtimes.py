@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,6 +18,7 @@ from coresnap.snapshot.images import Images
 from coresnap.snapshot.modules import Module, Modules, list_modules
 from coresnap.snapshot.runtimes import Runtime, hint, identify
 from tests.crash import build, crash
+from tests.unit.test_snapshot import report_of
 
 _CRASH_PY = "import ctypes; ctypes.string_at(0)"
 
@@ -105,3 +107,46 @@ def test_what_a_go_program_is_told() -> None:
 
 def test_the_interpreter_of_the_tests_is_what_it_is() -> None:
     assert _runtime([os.path.realpath(sys.executable), "-c", _CRASH_PY]).lang == "python"
+
+
+_JAVA = """
+public class It {
+    public static void main(String[] a) throws Exception {
+        var field = sun.misc.Unsafe.class.getDeclaredField("theUnsafe");
+        field.setAccessible(true);
+        ((sun.misc.Unsafe) field.get(null)).putAddress(0, 0);
+    }
+}
+"""
+
+
+def _functions(report: dict[str, Any]) -> list[str]:
+    return [frame.get("funcName", "") for frame in report["threads"][report["mainThread"]]["stack"]]
+
+
+def test_node_js() -> None:
+    node = os.path.realpath(_tool("node"))
+    with crash([node, "-e", "process.abort()"]) as crashed:
+        report = report_of(crashed.core)
+    assert (report["lang"], report["attributes"]["runtime"]) == ("nodejs", "Node.js")
+    names = [function.partition("(")[0] for function in _functions(report)]
+    assert names.index("abort") < names.index("node::Abort") < names.index("node::Start")
+
+
+def test_a_jvm(tmp_path: Path) -> None:
+    java = os.path.realpath(_tool("java"))
+    (tmp_path / "It.java").write_text(_JAVA)
+    log = tmp_path / "hs.log"
+    try:
+        with crash([java, "-Xmx64m", f"-XX:ErrorFile={log}", tmp_path / "It.java"]) as crashed:
+            report = report_of(crashed.core)
+    except RuntimeError as error:
+        pytest.skip(f"no JVM that runs a source: {error}")
+    version = subprocess.run([java, "-version"], capture_output=True, text=True, check=True).stderr.split('"')[1]
+    assert report["lang"] == "java"
+    assert report["attributes"]["runtime"].startswith("JVM")
+    assert version.startswith(report["langVersion"].replace("unknown", ""))
+    names = [function.partition("(")[0] for function in _functions(report)]
+    assert names.index("VMError::report_and_die") < names.index("JVM_handle_linux_signal")
+    assert "Unsafe_PutLong" in log.read_text()
+    assert "Unsafe_PutLong" in names
