@@ -38,7 +38,7 @@ from tests.corpus.cases import CASES, Case
 from tests.corpus.crashes import CannotBuild, Crashed, crashed
 from tests.crash import REPOSITORY
 
-_PROGRAM = ("/usr/bin/python3", "-I", str(REPOSITORY / "coresnap" / "take_snapshot.py"))
+_PROGRAM = (sys.executable, "-I", str(REPOSITORY / "coresnap" / "take_snapshot.py"))
 _SECONDS = 120
 _LEAST = 0.99
 _ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
