@@ -68,7 +68,7 @@ def analyse(
     contents = Contents(core, listed, images)
     said = message.find(core, contents, listed, named, demangle_type)
     signal, registers = core.notes.signal, core.notes.threads[0].registers()
-    crash = Crash(core, contents, signal, registers, named, said.text, said.exception)
+    crash = Crash(core, contents, signal, registers, named, said.text, said.exception, said.of_python)
     classifiers = classify(crash)
     before = earlier(core, named)
     if before:

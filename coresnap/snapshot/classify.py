@@ -42,6 +42,7 @@ class Crash:
     frames: Sequence[Named] = ()
     message: str = ""
     exception: str = ""
+    of_python: bool = False
 
     def is_signal(self, name: str, *codes: int) -> bool:
         """Say whether it was this signal, with one of these codes if any are given."""
@@ -134,6 +135,12 @@ def _calls(pattern: str) -> Callable[[Crash], bool]:
 
 
 _TERMINATE = _calls("_ZSt9terminatev|_ZN10__cxxabiv111__terminateEPFvvE|_ZN9__gnu_cxx27__verbose_terminate_handlerEv")
+
+
+def _terminated(crash: Crash) -> bool:
+    return bool(crash.exception and not crash.of_python) or _TERMINATE(crash)
+
+
 _PANIC = _calls(
     r"rust_panic|rust_begin_unwind|_ZN3std9panicking\w+|_R\w*9panicking\w*|runtime\.(gopanic|dieFromSignal|fatal\w*)"
 )
@@ -164,10 +171,10 @@ KINDS: tuple[Kind, ...] = (
          lambda crash: _HEAP.search(crash.message) is not None),
     Kind("stack-smashing", "a function's frame was overwritten", _says("stack smashing detected")),
     Kind("buffer-overflow", "more was to be written than there is room for", _says("buffer overflow detected")),
-    Kind("uncaught-exception", "a C++ exception that nobody caught", lambda crash: bool(crash.exception)),
-    Kind("terminate", "C++'s std::terminate was called", lambda crash: bool(crash.exception) or _TERMINATE(crash)),
+    Kind("uncaught-exception", "an exception that nobody caught", lambda crash: bool(crash.exception)),
+    Kind("terminate", "C++'s std::terminate was called", _terminated),
     Kind("out-of-memory", "there was no memory left to allocate",
-         lambda crash: crash.exception in ("std::bad_alloc", "std::bad_array_new_length")),
+         lambda crash: crash.exception in ("std::bad_alloc", "std::bad_array_new_length", "MemoryError")),
     Kind("panic", "the program panicked", _PANIC),
 )
 # fmt: on

@@ -17,6 +17,7 @@ import struct
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from coresnap.snapshot import python_exception
 from coresnap.snapshot.contents import Contents
 from coresnap.snapshot.core import Core
 from coresnap.snapshot.frames import Named
@@ -58,10 +59,11 @@ _PANIC = re.compile(
 
 @dataclass(frozen=True)
 class Message:
-    """The text, and the type of a C++ exception that nobody caught; either may be empty."""
+    """The text, and the type of an exception that nobody caught, of C++ or Python; either may be empty."""
 
     text: str = ""
     exception: str = ""
+    of_python: bool = False
 
 
 def find(
@@ -71,6 +73,9 @@ def find(
     thrown = _exception(contents, listed, frames, demangle)
     if thrown.exception:
         return thrown
+    kind, text = python_exception.find(contents, frames)
+    if kind:
+        return Message(f"{kind}: {text}" if text else kind, kind, of_python=True)
     panic = _panic(core, contents, frames)
     if panic:
         return Message(panic)

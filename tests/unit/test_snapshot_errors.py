@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import functools
+import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +157,38 @@ def test_terminate_without_an_exception(cc: Path, mode: str) -> None:
     found = errors.report(cc, mode)
     assert found["classifiers"] == ["SIGABRT", "abort", "terminate"]
     assert found["attributes"]["error.message"].startswith("SIGABRT")
+
+
+def _interpreters() -> list[str]:
+    """Return this Python, and whatever others there are beside it."""
+    own = os.path.realpath(sys.executable)
+    others = {os.path.realpath(path) for path in Path.home().glob(".pyenv/versions/3.*/bin/python3")}
+    return [own, *sorted(others - {own})]
+
+
+@pytest.mark.parametrize("interpreter", _interpreters(), ids=lambda path: Path(path).name)
+def test_an_exception_of_python(tmp_path: Path, interpreter: str) -> None:
+    """The interpreter tells its functions by name, or nothing is found."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import os, sys\nclass Empty(LookupError): pass\n"
+        "def hook(*_): sys.__excepthook__(*_); sys.stderr.flush(); os.abort()\n"
+        "sys.excepthook = hook\nraise Empty(f'no shelf {6 + 1}', 2)\n"
+    )
+    found = errors.report(Path(interpreter), str(script))
+    if not any("PyErr_PrintEx" in name for name in errors.functions(found)):
+        pytest.skip("this interpreter has no symbols")
+    assert found["attributes"]["error.message"] == "Empty: no shelf 7"
+    assert found["classifiers"] == ["SIGABRT", "abort", "uncaught-exception"]
+    assert "exception Empty" in found["annotations"]["fingerprint"]
+
+
+def test_an_exception_of_python_that_was_handled_is_not_told(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text("import os\ntry:\n    raise ValueError('no')\nexcept ValueError:\n    os.abort()\n")
+    found = errors.report(Path(os.path.realpath(sys.executable)), str(script))
+    assert found["attributes"]["error.message"].startswith("SIGABRT")
+    assert found["classifiers"] == ["SIGABRT", "abort"]
 
 
 @pytest.mark.parametrize("mode", ["said", "unwrapped", "beyond", "thread"])
