@@ -22,7 +22,8 @@ _LIBRARY = "libstdc++.so.6"
 SYMBOL_MAX_BYTES = 16 << 10
 NAME_MAX_BYTES = 16 << 10
 _NAME_SECONDS = 0.2
-_ALL_SECONDS = 5.0
+_ALL_SECONDS = 3.0
+_RUST_SECONDS = 2.0
 _MORE_MEMORY_BYTES = 64 << 20
 _LOSSES_MAX = 3
 _LENGTH = struct.Struct("<i")
@@ -35,9 +36,13 @@ def demangle(symbols: Collection[str], missing: list[str]) -> dict[str, str]:
     """Return the names of those that are mangled and can be demangled. A line in `missing` says why others could not be."""
     result = {}
     cxx = []
-    for symbol in sorted(symbols):
-        if not symbol.startswith(("_Z", "_R")) or len(symbol) > SYMBOL_MAX_BYTES:
-            continue
+    mangled = [one for one in sorted(symbols) if one.startswith(("_Z", "_R")) and len(one) <= SYMBOL_MAX_BYTES]
+    deadline = time.monotonic() + _RUST_SECONDS
+    for count, symbol in enumerate(mangled):
+        if time.monotonic() > deadline:
+            missing.append(f"names of Rust: {len(mangled) - count} symbols were not tried any more")
+            cxx += [symbol for symbol in mangled[count:] if symbol.startswith("_Z")]
+            break
         name = rust.demangle(symbol)
         if name is not None:
             result[symbol] = name

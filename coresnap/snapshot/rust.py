@@ -13,7 +13,7 @@ from collections.abc import Callable
 _DEPTH_MAX = 100
 _TEXT_MAX = 16 << 10
 #: A back reference may make a type of itself twice, and again: what one name may have parsed.
-_STEPS_MAX = 20_000
+_STEPS_MAX = 10_000
 _ESCAPES = {"SP": "@", "BP": "*", "RF": "&", "LT": "<", "GT": ">", "LP": "(", "RP": ")", "C": ","}
 _ESCAPE = re.compile(r"\$(SP|BP|RF|LT|GT|LP|RP|C|u[0-9a-f]{1,6})\$")
 _BASIC = {

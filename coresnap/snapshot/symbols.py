@@ -21,7 +21,7 @@ SYMBOLS_MAX = 8 << 20
 _NAME_USUAL_BYTES = 256
 _PIECE_BYTES = 24 * 43690
 #: One symbol may claim all addresses: what tables may have looked at one by one.
-_MATCHES_MAX = 1 << 20
+_MATCHES_MAX = 1 << 18
 _ALIASES_MAX = 64
 _DEBUGDATA_MAX_BYTES = 32 << 20
 _ALL_DEBUGDATA_MAX_BYTES = 256 << 20

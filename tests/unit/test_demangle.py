@@ -123,6 +123,13 @@ def test_many_of_them_are_given_up() -> None:
     assert missing[1].endswith("were not tried any more")
 
 
+def test_rust_has_an_end_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_RUST_SECONDS", -1.0)
+    missing: list[str] = []
+    assert demangle(["_RNvC1a3foo", "_Z1av"], missing) == {"_Z1av": "a()"}
+    assert missing == ["names of Rust: 2 symbols were not tried any more"]
+
+
 def test_the_childs_crash_costs_one_name(monkeypatch: pytest.MonkeyPatch) -> None:
     """As where a demangler overflows its stack."""
     real = module._work
