@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
@@ -21,10 +22,11 @@ import pytest
 
 from coresnap.capture import handover
 from coresnap.capture.capture import OVERHEAD_BYTES
+from coresnap.ground.flat import ArchiveSettings
 from tests.crash import Crash, build, crash
 from tests.crash.hold import kernel_writes_files
 from tests.integration.test_capture_service import _service
-from tests.support.site import REPOSITORY, Site
+from tests.support.site import REPOSITORY, Site, assert_whole
 
 pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="/proc/PID/map_files is followed by root alone"),
@@ -196,3 +198,34 @@ def test_the_quota_leaves_them_out(tmp_path: Path, site: Site) -> None:
         assert {"proc/status", "host/meminfo"} <= set(asset.getnames())
         assert sum(member.size for member in asset) < large.stat().st_size
     assert _stacks(dump, "--resource", dump / "assets.tar")[str(found.said["tid"])][0][1] is None
+
+
+def test_a_file_server_that_does_not_answer(site: Site, tmp_path: Path) -> None:
+    """A container with a file system of its own making: it costs the tables, and neither the core nor the process's time."""
+    place, told = tmp_path / "place", tmp_path / "told"
+    place.mkdir()
+    server = [
+        "/usr/bin/python3",
+        str(REPOSITORY / "tests" / "support" / "stalling.py"),
+        str(place),
+        str(build("crash")),
+    ]
+    script = f'{" ".join(server)} program > {told}; exec "$@"'
+    with crash(
+        ["/usr/bin/unshare", "--mount", "/bin/sh", "-ec", script, "sh", place / "program", "segv", "3"]
+    ) as found:
+        pid = int(told.read_text())
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            before = time.monotonic()
+            site.archive(found.core, *found.core_pattern()).check_returncode()
+            assert time.monotonic() - before < 10
+        finally:
+            os.kill(pid, signal.SIGKILL)
+        assert_whole(site, found.core.read_bytes())
+        maps = Path(f"/proc/{found.pid}/maps").read_text()
+    ((_stage, dump),) = site.dumps()
+    start = next(line for line in maps.splitlines() if "program" in line).split("-")[0]
+    assert _record(dump)["assets"]["missing"] == [f"modules/{start}"]
+    assert _record(dump)["captured"]["held_usec"] < ArchiveSettings().evidence_budget_usec
+    assert [name for name in _kept(dump) if not name.startswith(f"modules/{start}/")] == []
