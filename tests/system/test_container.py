@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import subprocess
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -13,7 +15,7 @@ import pytest
 
 from coresnap.ground.elf_file import ElfFile
 from coresnap.snapshot.core import pread
-from tests.crash import build
+from tests.crash import build, crash
 from tests.system import backlog
 from tests.system.booted import GuestError
 from tests.system.conftest import SUITES
@@ -120,6 +122,25 @@ def test_both_debug_commands_open_a_compressed_core(container: Container, core: 
     uuid = container.sh("coresnap import --exe /usr/local/bin/crash /root/crashed").stdout.strip()
     backlog.wait_until_committed(container, {uuid}, 30)
     assert re.search(r"\bstore \(.* at .*crash\.c:\d+", frames(container, uuid)[0])
+
+
+def test_names_of_cxx_are_demangled_in_the_sandbox(container: Container, tmp_path: Path) -> None:
+    """A child, foreign code, limits: what the worker's unit forbids must not be among what this needs."""
+    if shutil.which("g++") is None:
+        pytest.skip("g++ is not installed")
+    (tmp_path / "it.cc").write_text(
+        "namespace shop { void take(int) { __builtin_trap(); } }\nint main() { shop::take(1); }\n"
+    )
+    subprocess.run(["g++", "-O0", "it.cc", "-o", "it"], cwd=tmp_path, check=True)
+    container.run("mkdir", "-p", str(tmp_path))
+    container.put(tmp_path, str(tmp_path))
+    with crash([tmp_path / "it"]) as crashed:
+        uuids = backlog.take_in(container, crashed.core.read_bytes(), 1)
+    backlog.wait_until_committed(container, uuids, 30)
+    report = json.loads(container.run("cat", f"{backlog.SPOOL}/committed/{uuids.pop()}/snapshot").stdout)
+    frames_ = report["threads"][report["mainThread"]]["stack"]
+    assert [frame["funcName"] for frame in frames_[:2]] == ["shop::take(int)", "main"]
+    assert "missing" not in report["annotations"]
 
 
 def test_debug_files_are_fetched_by_a_unit_that_sees_no_dump(container: Container, core: bytes) -> None:
