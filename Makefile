@@ -82,7 +82,7 @@ $(VENV)/stamp: pyproject.toml
 	@tools/need $(VENV_NEEDS)
 	rm -rf $(VENV)
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install --quiet --editable '.[systemd,cysystemd,test,lint]'
+	$(VENV)/bin/pip install --quiet --editable '.[systemd,cysystemd,test,lint,lines,python]'
 	touch $@
 
 # No build tool is asked for: a program is a file of the package, and finds the package where it lies.
