@@ -344,7 +344,7 @@ def _limited(limit: str) -> str:
 
 @pytest.mark.parametrize("transport", ["usual", "pipe"])
 def test_a_core_limit_is_honoured_where_that_is_asked_for(machine: Machine, transport: str) -> None:
-    """A pipe's writer cannot be told no, so its parent hears of a core; of a limit of 1 the kernel's pipe tells nobody."""
+    """A pipe's writer cannot be told no, so its parent hears of a core; of a limit of 1 the kernel tells its log alone then."""
     alone = _archive_alone(machine) if transport == "pipe" else nullcontext()
     before, lost_before = {dump["uuid"] for dump in dumps(machine)}, len(lost(machine))
     with settings(machine, "archive.rlimit_core = honour"), alone:
@@ -361,7 +361,7 @@ def test_a_core_limit_is_honoured_where_that_is_asked_for(machine: Machine, tran
         assert not ends["0"][2]
         assert refused == [("rlimit", ends["0"][0]), ("rlimit", ends["1"][0])]
     else:
-        assert refused == [("rlimit", ends["0"][0])]
+        assert [loss for loss in refused if loss != ("skipped", ends["1"][0])] == [("rlimit", ends["0"][0])]
     assert "RLIMIT_CORE" in machine.run("coresnap", "why", str(ends["0"][0])).stdout
 
 
