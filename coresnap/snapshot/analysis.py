@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from coresnap.snapshot import message, modules, runtimes, signals
 from coresnap.snapshot.classify import Crash, classify
@@ -23,7 +23,7 @@ from coresnap.snapshot.runtimes import Runtime
 from coresnap.snapshot.stacks import Frame, Stack
 from coresnap.snapshot.unwind.unwinder import Unwinder
 
-_FRAMES_KNOWN_MAX = 1 << 18
+_STACKS_KNOWN_MAX = 1 << 12
 
 
 @dataclass(frozen=True)
@@ -106,20 +106,19 @@ def _locate(core: Core, images: Images, listed: Modules, runtime: Runtime, addre
 
 
 def _stacks(core: Core, stack: Callable[[Thread], Stack]) -> dict[int, Stack]:
-    """Return the threads' stacks. Of those that did not crash equal frames are one, without their registers."""
+    """Return the threads' stacks. Of those that did not crash equal ones are one, without their registers."""
     first, *others = core.notes.threads
     result = {first.tid: stack(first)}
-    known: dict[tuple[int, int, str], Frame] = {}
+    known: dict[tuple[object, ...], Stack] = {}
     for thread in others:
         whole = stack(thread)
-        if len(known) > _FRAMES_KNOWN_MAX:
-            known.clear()
-        frames = []
-        for frame in whole.frames:
-            key = (frame.address, frame.lookup, frame.found)
-            same = known.get(key)
-            if same is None:
-                same = known[key] = Frame(*key[:2], frame.found, {})
-            frames.append(same)
-        result[thread.tid] = replace(whole, frames=frames)
+        frames = [frame[:3] for frame in whole.frames]
+        key = (*frames, whole.end, whole.detail, whole.omitted, whole.omitted_at)
+        same = known.get(key)
+        if same is None:
+            if len(known) >= _STACKS_KNOWN_MAX:
+                known.clear()
+            bare = [Frame(*frame, {}) for frame in frames]
+            same = known[key] = Stack(bare, whole.end, whole.detail, whole.omitted, whole.omitted_at)
+        result[thread.tid] = same
     return result

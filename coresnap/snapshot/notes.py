@@ -30,6 +30,7 @@ class Machine:
     name: str
     registers: tuple[str, ...]
     program_counter: str
+    stack_pointer: str
 
 
 #: struct user_regs_struct; struct user_pt_regs.
@@ -41,8 +42,9 @@ MACHINES = {
             *("orig_rax", "rip", "cs", "eflags", "rsp", "ss", "fs_base", "gs_base", "ds", "es", "fs", "gs"),
         ),
         "rip",
+        "rsp",
     ),
-    elf.EM_AARCH64: Machine("aarch64", (*(f"x{number}" for number in range(31)), "sp", "pc", "pstate"), "pc"),
+    elf.EM_AARCH64: Machine("aarch64", (*(f"x{number}" for number in range(31)), "sp", "pc", "pstate"), "pc", "sp"),
 }
 
 
@@ -58,6 +60,12 @@ class Thread:
         """Return the registers by name."""
         names = self.machine.registers
         return dict(zip(names, struct.unpack(f"<{len(names)}Q", self.raw), strict=True))
+
+    @property
+    def stack_pointer(self) -> int:
+        """How far down the thread's stack is."""
+        at = self.machine.registers.index(self.machine.stack_pointer)
+        return int.from_bytes(self.raw[8 * at : 8 * at + 8], "little")
 
 
 @dataclass(frozen=True, slots=True)

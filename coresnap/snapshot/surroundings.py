@@ -24,8 +24,7 @@ def stack_memory(core: Core, threads: Iterable[Thread], size_bytes: int) -> Iter
     Where a stack was full its pointer is in the guard below: what there is of the stack then begins a little further up.
     """
     for thread in threads:
-        registers = thread.registers()
-        pointer = registers.get("rsp", registers.get("sp", 0))
+        pointer = thread.stack_pointer
         start = max(0, pointer - min(RED_ZONE_BYTES, size_bytes // 2))
         data = core.memory.read(start, size_bytes)
         if not data:

@@ -28,6 +28,15 @@ class _Entry(NamedTuple):
     tail: bytes
 
 
+class _Body(NamedTuple):
+    """The frames of a stack, encoded, and the note on them; threads share stacks."""
+
+    stack: Stack
+    innermost: bytes
+    others: bytes
+    note: bytes
+
+
 class Threads:
     """The threads that the report has, in its order: the one that crashed is the first of all."""
 
@@ -43,6 +52,7 @@ class Threads:
         names = core.machine.registers
         self._layout = struct.Struct(f"<{len(names)}Q")
         self._registers_format = "{" + ",".join(f'"{name}":"%d"' for name in names) + "}"
+        self._bodies: dict[int, _Body] = {}
         self._sources = 0
         #: What was looked up of the frames that are listed, in their order.
         self.addresses: dict[int, None] = {}
@@ -72,25 +82,39 @@ class Threads:
     def _add(self, thread: Thread, stack: Stack, most: int, room: Room, leave_bytes: int) -> bool:
         """Add a thread with at most so many of its frames; say whether there was room for it."""
         is_first = not self._entries
-        shown = stack.frames[:most]
-        parts = [self._frames.entries(frame) for frame in shown]
-        innermost, *others = [part for entries in parts for part in entries]
+        body = self._bodies.get(id(stack))  # which lives as long as its body
+        if body is None or most < len(stack.frames):
+            body = self._body(stack, most)
         fault = b"true" if is_first and self._crashed else b"false"
         faulted = b',"faulted":' + fault if is_first else b""
         name = encode(self._names.get(thread.tid, ""))
-        head = b'"%d":{"name":%b,"fault":%b,"stack":[{%b%b' % (thread.tid, name, fault, innermost, faulted)
-        tail = b"}" + b"".join([b",{%b}" % part for part in others]) + b"]}"
+        head = b'"%d":{"name":%b,"fault":%b,"stack":[{%b%b' % (thread.tid, name, fault, body.innermost, faulted)
         sources = self._frames.sources
-        if not room.take(b",".join((head + tail, *sources[self._sources :])), leave_bytes=leave_bytes):
+        if not room.take(b",".join((head, body.others, *sources[self._sources :])), leave_bytes=leave_bytes):
             return False
         self._sources = len(sources)
-        self._entries[thread.tid] = _Entry(head, tail)
+        self._entries[thread.tid] = _Entry(head, body.others)
+        self._groups.setdefault(body.note, []).append(thread.tid)
+        if id(stack) not in self._bodies:
+            self._bodies[id(stack)] = body
+            self.addresses.update(dict.fromkeys(frame.lookup for frame in stack.frames[:most]))
+        return True
+
+    def _body(self, stack: Stack, most: int) -> _Body:
+        shown = stack.frames[:most]
+        parts = [self._frames.entries(frame) for frame in shown]
+        innermost, *others = [part for entries in parts for part in entries]
         found = [
             ("inlined",) * (len(entries) - 1) + (frame.found,) for entries, frame in zip(parts, shown, strict=True)
         ]
-        self._group(thread.tid, stack, len(shown), [one for ones in found for one in ones])
-        self.addresses.update(dict.fromkeys(frame.lookup for frame in shown))
-        return True
+        note: dict[str, Any] = {"end": stack.end, "found": [one for ones in found for one in ones]}
+        if stack.detail:
+            note["detail"] = stack.detail[:_DETAIL_MAX]
+        left_out = len(stack.frames) - len(shown) + stack.omitted
+        if left_out:
+            note |= {"left_out": left_out, "left_out_at": min(len(shown), stack.omitted_at or len(shown))}
+        tail = b"}" + b"".join([b",{%b}" % part for part in others]) + b"]}"
+        return _Body(stack, innermost, tail, encode(note)[1:-1])
 
     def _add_bare(self, thread: Thread, frame: Frame, room: Room) -> None:
         fault = b"true" if self._crashed else b"false"
@@ -99,16 +123,6 @@ class Threads:
         )
         room.take(head + b"}]}")
         self._entries[thread.tid] = _Entry(head, b"}]}")
-
-    def _group(self, tid: int, stack: Stack, shown: int, found: list[str]) -> None:
-        """Note why the stack ends, and what of it is left out, by the unwinder or here."""
-        note: dict[str, Any] = {"end": stack.end, "found": found}
-        if stack.detail:
-            note["detail"] = stack.detail[:_DETAIL_MAX]
-        left_out = len(stack.frames) - shown + stack.omitted
-        if left_out:
-            note |= {"left_out": left_out, "left_out_at": min(shown, stack.omitted_at or shown)}
-        self._groups.setdefault(encode(note)[1:-1], []).append(tid)
 
     def add_registers(self, threads: list[Thread], room: Room) -> int:
         """Add the registers of the threads that have entries; return of how many there was room for them."""
