@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Open a dump's core in the debugger, with its executable if that is still there.
 
-gdb is started so that nothing the crashed process left (scripts beside its files, debuginfo servers) is run or asked.
+gdb is started so that nothing the crashed process left (scripts beside its files, debuginfo servers) is run or asked. It
+finds the debug files that `coresnap symbols fetch` has fetched.
 What stands after -- is the debugger's. What it prints is its own: names of the crashed process stand in it as they are.
 
 examples:
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING
 from coresnap.cli import dumps, terminal
 from coresnap.ground.errors import Refused, TryLater
 from coresnap.ground.text import printable
+from coresnap.host import debug_cache
 from coresnap.spool import compressed
 
 if TYPE_CHECKING:
@@ -87,6 +89,8 @@ def _argv(debugger: str, exe: str | None, core: str, arguments: list[str]) -> li
     safe: list[str] = []
     if "gdb" in name:
         safe = ["-q", "-iex", "set auto-load off", "-iex", "set debuginfod enabled off"]
+        if os.path.isdir(f"{debug_cache.PATH}/.build-id"):  # `coresnap symbols fetch` has been at work
+            safe += ["-iex", f"set debug-file-directory {debug_cache.SYSTEM}:{debug_cache.PATH}"]
         if os.geteuid() == 0:
             safe += ["-nh", "-iex", "set pagination off"]  # as root no user's .gdbinit, no pager
     return [name, *safe, *arguments, *([exe] if exe else []), "--core", core]

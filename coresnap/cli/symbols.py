@@ -11,7 +11,7 @@ examples:
   coresnap symbols fetch 8460
   DEBUGINFOD_URLS=https://debuginfod.debian.net coresnap symbols fetch --all 8460
   coresnap dump 8460 -o core && coresnap-snapshot --core core -o snapshot
-  gdb -iex 'set debug-file-directory /var/cache/coresnap/debug:/usr/lib/debug' -c core
+  coresnap debug 8460
 
 Exit status 0: all that was wanted is there; 69: some of it no server has; 75: some of it could not be fetched for now.
 """

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from coresnap.cli import debug
 from coresnap.host import debug_cache
 from coresnap.host.debug_cache import Cache
 from coresnap.snapshot import images
@@ -150,6 +151,22 @@ def test_a_debug_file_is_fetched_and_names_what_had_no_name(dump: _Dump, server:
     again = _symbols(dump, "fetch", dump.uuid[:8], urls=server.url)
     assert f"/buildid/{dump.build_id}/debuginfo" not in server.asked[asked:], "what is there is not fetched again"
     assert "there already" in again.stderr
+
+
+def test_the_debugger_finds_them(dump: _Dump, server: _Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    server.has(dump.build_id, dump.debug)
+    monkeypatch.setattr(debug_cache, "PATH", str(dump.cache))
+    exe = json.loads((dump.path / "dump.json").read_text())["victim"]["exe"]
+    (tmp_path / "core").write_bytes(kept_core(dump.path))
+
+    def shown() -> str:
+        argv = debug._argv("/usr/bin/gdb", exe, str(tmp_path / "core"), ["-batch", "-ex", "bt"])
+        return subprocess.run(argv, capture_output=True, text=True, check=True).stdout
+
+    assert "deep (" not in shown()
+    _symbols(dump, "fetch", dump.uuid, urls=server.url)
+    assert "deep (" in shown()
+    assert "deep.c:" in shown()
 
 
 def test_what_no_server_has_is_said_and_remembered(dump: _Dump, server: _Server) -> None:
