@@ -20,10 +20,8 @@ from coresnap.snapshot.modules import AT_ENTRY, Modules
 from coresnap.snapshot.names import Names
 from coresnap.snapshot.notes import Signal, Thread
 from coresnap.snapshot.runtimes import Runtime
-from coresnap.snapshot.stacks import Frame, Stack
+from coresnap.snapshot.stacks import Stack
 from coresnap.snapshot.unwind.unwinder import Unwinder
-
-_STACKS_KNOWN_MAX = 1 << 12
 
 
 @dataclass(frozen=True)
@@ -58,16 +56,19 @@ def analyse(
     """Return all that can be found. What cannot is left out, and `missing` says what that is."""
     listed = modules.list_modules(core)
     own_names = Names(images)
-    found = _stacks(core, stack or Unwinder(core, listed, images).stack)
+    unwinder = Unwinder(core, listed, images)
+    crashed, *others = core.notes.threads
+    found = {crashed.tid: (stack or unwinder.stack)(crashed)}
+    found |= {thread.tid: (stack or unwinder.bare_stack)(thread) for thread in others}
     addresses = {frame.lookup for one in found.values() for frame in one.frames}
     runtime = runtimes.identify(core, listed, images)
     located = Located() if places else _locate(core, images, listed, runtime, addresses)
     frames = Frames(listed, names or own_names, places or (lambda _module, address: located.places.get(address, ())))
     frames.find(addresses)
-    named = [frames.named(frame) for frame in found[core.notes.threads[0].tid].frames]
+    named = [frames.named(frame) for frame in found[crashed.tid].frames]
     contents = Contents(core, listed, images)
     said = message.find(core, contents, listed, named, demangle_type)
-    signal, registers = core.notes.signal, core.notes.threads[0].registers()
+    signal, registers = core.notes.signal, crashed.registers()
     crash = Crash(core, contents, signal, registers, named, said.text, said.exception, said.of_python)
     classifiers = classify(crash)
     before = earlier(core, named)
@@ -103,22 +104,3 @@ def _locate(core: Core, images: Images, listed: Modules, runtime: Runtime, addre
     main = listed.find(core.notes.auxv.get(AT_ENTRY, 0))
     is_python = main is not None and runtime.lang == "python" and images.image(main).file is not None
     return locate(core.memory.fd, addresses, python=main.path if main and is_python else "")
-
-
-def _stacks(core: Core, stack: Callable[[Thread], Stack]) -> dict[int, Stack]:
-    """Return the threads' stacks. Of those that did not crash equal ones are one, without their registers."""
-    first, *others = core.notes.threads
-    result = {first.tid: stack(first)}
-    known: dict[tuple[object, ...], Stack] = {}
-    for thread in others:
-        whole = stack(thread)
-        frames = [frame[:3] for frame in whole.frames]
-        key = (*frames, whole.end, whole.detail, whole.omitted, whole.omitted_at)
-        same = known.get(key)
-        if same is None:
-            if len(known) >= _STACKS_KNOWN_MAX:
-                known.clear()
-            bare = [Frame(*frame, {}) for frame in frames]
-            same = known[key] = Stack(bare, whole.end, whole.detail, whole.omitted, whole.omitted_at)
-        result[thread.tid] = same
-    return result

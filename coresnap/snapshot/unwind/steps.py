@@ -43,13 +43,19 @@ class Special(NamedTuple):
     is_signal: bool
 
 
+class Last(NamedTuple):
+    """The frame has no caller: the table says that the return address, in this register, is undefined."""
+
+    return_register: int
+
+
 class NoStep(NamedTuple):
     """There is no step by a table from here; `damage` says whether that is because it is damaged."""
 
     damage: str
 
 
-Step = Plain | Special | NoStep
+Step = Plain | Special | Last | NoStep
 
 
 class Steps:
@@ -62,7 +68,7 @@ class Steps:
         self._machine = machine
         self._tables: dict[int, Tables] = {}
         self._budget = Budget()
-        self._others: dict[int, Special | NoStep] = {}
+        self._others: dict[int, Special | Last | NoStep] = {}
         self.plain: dict[int, Plain] = {}
 
     def find(self, address: int) -> Step:
@@ -92,6 +98,8 @@ class Steps:
             row = rows.row(fde, address - module.bias & MASK)
         except BadInput as error:
             return NoStep(f"{module.path}: {error}")
+        if row.rules.get(fde.cie.return_register, (None,))[0] == rows.UNDEFINED:
+            return Last(fde.cie.return_register)
         return self._plain(fde, row) or Special(row, fde.cie.return_register, fde.cie.is_signal)
 
     def _of(self, module: Module) -> Tables:
@@ -124,12 +132,8 @@ class Steps:
 _FRAME_MAX_BYTES = 4096
 
 
-class Bottom(Exception):
-    """The frame has no caller: its return address is undefined."""
-
-
 def special(step: Special, registers: list[int], words: Words, machine: Machine) -> list[int]:
-    """Return the caller's registers. Raises Bottom, Unread where the core lacks the memory, BadInput."""
+    """Return the caller's registers. Raises Unread where the core lacks the memory, BadInput."""
     cfa_rule, word = step.row.cfa, words.word
     if isinstance(cfa_rule, bytes):
         cfa = evaluate(cfa_rule, registers, word)
@@ -138,8 +142,6 @@ def special(step: Special, registers: list[int], words: Words, machine: Machine)
     caller = list(registers)
     caller[machine.stack_pointer] = cfa
     for number, rule in step.row.rules.items():
-        if rule[0] == rows.UNDEFINED and number == step.return_register:
-            raise Bottom
         if number < len(caller):
             caller[number] = _value(rule, number, registers, cfa, words, machine)
     if step.return_register not in step.row.rules and step.return_register == machine.program_counter:

@@ -14,6 +14,8 @@ from coresnap.snapshot.stacks import End, Found, Frame, Stack
 from coresnap.snapshot.unwind.machine import MACHINES, Machine
 from coresnap.snapshot.unwind.walk import Kept, Limits, Walk, Walker
 
+_STACKS_MAX = 1 << 12
+
 
 class Unwinder:
     """Walks the stacks of a core's threads, with a time limit on all of them together."""
@@ -22,12 +24,13 @@ class Unwinder:
         self._limits = limits or Limits()
         self._machine = MACHINES.get(core.machine.name)
         self._walker = Walker(core, modules, images, self._machine, self._limits) if self._machine else None
+        self._bare_stacks: dict[tuple[object, ...], Stack] = {}
 
     def stack(self, thread: Thread) -> Stack:
         """Return the stack of a thread: at least its innermost frame, and why there are no more."""
-        all_registers = thread.registers()
-        address = all_registers[thread.machine.program_counter]
-        first = Frame(address, address, Found.REGISTERS, all_registers)
+        registers = thread.registers()
+        address = registers[thread.machine.program_counter]
+        first = Frame(address, address, Found.REGISTERS, registers)
         machine, walker = self._machine, self._walker
         if machine is None or walker is None:
             return Stack([first], End.NOT_UNWOUND)
@@ -35,6 +38,24 @@ class Unwinder:
         end, detail = walker.walk(walk)
         frames = [first, *(_frame(machine, kept) for kept in (*walk.inner[1:], *walk.outer))]
         return Stack(frames, end, detail, walk.count - len(frames), len(walk.inner))
+
+    def bare_stack(self, thread: Thread) -> Stack:
+        """Return the stack of a thread without its frames' registers. Equal ones of several threads are one then."""
+        if self._walker is None or self._machine is None:
+            address = thread.registers()[thread.machine.program_counter]
+            return Stack([Frame(address, address, Found.REGISTERS, {})], End.NOT_UNWOUND)
+        walk = Walk(self._machine.of(thread), self._machine, self._limits)
+        end, detail = self._walker.walk(walk)
+        parts = [kept[:3] for kept in (*walk.inner, *walk.outer)]
+        key = (*parts, end, detail, walk.count)
+        known = self._bare_stacks.get(key)
+        if known is None:
+            if len(self._bare_stacks) >= _STACKS_MAX:
+                self._bare_stacks.clear()
+            frames = [Frame(*part, {}) for part in parts]
+            known = Stack(frames, end, detail, walk.count - len(frames), len(walk.inner))
+            self._bare_stacks[key] = known
+        return known
 
 
 def _frame(machine: Machine, kept: Kept) -> Frame:

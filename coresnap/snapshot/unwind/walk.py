@@ -21,7 +21,7 @@ from coresnap.snapshot.unwind.encoding import MASK
 from coresnap.snapshot.unwind.expressions import Unread
 from coresnap.snapshot.unwind.guesses import Guesses
 from coresnap.snapshot.unwind.machine import Machine
-from coresnap.snapshot.unwind.steps import Bottom, NoStep, Plain, Special, Steps, special
+from coresnap.snapshot.unwind.steps import Last, NoStep, Plain, Special, Step, Steps, special
 from coresnap.snapshot.unwind.words import Words
 
 #: Between two looks at the clock.
@@ -160,21 +160,20 @@ class Walker:
     def _one(self, walk: Walk) -> tuple[End, str] | None:
         """Take any one step; return why there is none."""
         machine, registers = self._machine, walk.registers
-        step = self._steps.find(walk.lookup)
+        step = self._step(walk)
+        if isinstance(step, Last):
+            return End.BOTTOM, ""
         walk.slow_count += not isinstance(step, Plain)
         if walk.slow_count > _SLOW_MAX:
             return End.FRAMES, ""
         try:
             found, caller = self._caller(step, walk)
-        except Bottom:
-            return End.BOTTOM, ""
         except Unread as error:
             return End.NO_STACK, str(error)
         except BadInput as error:
             return End.BAD_TABLE, str(error)
         if caller is None:
-            damage = step.damage if isinstance(step, NoStep) else ""
-            return (End.BAD_TABLE, damage) if damage else (End.NO_CALLER, "")
+            return self._no_caller(step, walk)
         address, stack = caller[machine.program_counter], caller[machine.stack_pointer]
         if found is Found.SIGNAL:
             walk.name_exactly()
@@ -184,6 +183,13 @@ class Walker:
             return End.CYCLE, ""
         walk.add(caller, found, exact=found is Found.SIGNAL)
         return None
+
+    def _no_caller(self, step: Plain | Special | NoStep, walk: Walk) -> tuple[End, str]:
+        """Say why there is no caller. The ABI has the outermost frame marked by a frame pointer of 0."""
+        if not walk.registers[self._machine.frame_pointer]:
+            return End.BOTTOM, ""
+        damage = step.damage if isinstance(step, NoStep) else ""
+        return (End.BAD_TABLE, damage) if damage else (End.NO_CALLER, "")
 
     def _caller(self, step: Plain | Special | NoStep, walk: Walk) -> tuple[Found, list[int] | None]:
         """Return the caller's registers, None where nothing tells of one."""
@@ -195,15 +201,10 @@ class Walker:
         interrupted = self._guesses.signal(registers)
         if interrupted is not None:
             return Found.SIGNAL, interrupted
-        if self._is_first(walk):
-            raise Bottom
-        guess = self._guesses.caller(registers, exact=walk.is_exact)
-        if guess is None and not registers[self._machine.frame_pointer]:
-            raise Bottom  # the ABI has the outermost frame marked so
-        return guess or (Found.SCAN, None)
+        return self._guesses.caller(registers, exact=walk.is_exact) or (Found.SCAN, None)
 
     def _special(self, step: Special, walk: Walk) -> tuple[Found, list[int]]:
-        """Take a step that is not plain. Raises Bottom, Unread, BadInput where the table is damaged and nothing can be guessed."""
+        """Take a step that is not plain. Raises Unread, BadInput where the table is damaged and nothing can be guessed."""
         try:
             caller = special(step, walk.registers, self._words, self._machine)
         except Unread:
@@ -220,15 +221,21 @@ class Walker:
         )  # a stack has something on it: a table may lead anywhere
         return Found.CFI, caller
 
-    def _is_first(self, walk: Walk) -> bool:
-        """Say whether a frame without a table is that of a start routine, or of a function that a stack was made to return to.
+    def _step(self, walk: Walk) -> Step:
+        """Return the step from the frame; where no table has the call, one that has the return address may tell.
 
-        The latter's return address is the function itself, which has a table, and nothing has called: makecontext(3).
+        It is that of a signal, or of a function that a stack was made to return to and that nothing has called: makecontext(3).
+        A start routine without a table has no caller either.
         """
-        address = walk.registers[self._machine.program_counter]
+        step, address = self._steps.find(walk.lookup), walk.registers[self._machine.program_counter]
+        if not isinstance(step, NoStep):
+            return step
         if 0 <= address - self._entry < _ENTRY_MAX_BYTES:
-            return True
-        return not walk.is_exact and not isinstance(self._steps.find(address), NoStep)
+            return Last(self._machine.program_counter)
+        behind = step if walk.is_exact else self._steps.find(address)
+        if isinstance(behind, NoStep):
+            return step
+        return behind if isinstance(behind, Special) and behind.is_signal else Last(self._machine.program_counter)
 
     def _plain(self, step: Plain, registers: list[int]) -> list[int]:
         """Take a plain step, wherever the stack is. Raises Unread."""
