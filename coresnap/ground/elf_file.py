@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from coresnap.ground import elf
 from coresnap.ground.errors import BadInput
@@ -30,8 +30,7 @@ _SECTION = struct.Struct("<IIQQQQIIQQ")
 _SEGMENT = struct.Struct("<IIQQQQQQ")
 
 
-@dataclass(frozen=True, slots=True)
-class Section:
+class Section(NamedTuple):
     """A section header; offsets and sizes in bytes. `link` is the number of another section, as of a symbol table's names."""
 
     name: str

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from coresnap.snapshot import message, modules, runtimes, signals
 from coresnap.snapshot.classify import Crash, classify
@@ -24,8 +24,7 @@ from coresnap.snapshot.stacks import Stack
 from coresnap.snapshot.unwind.unwinder import Unwinder
 
 
-@dataclass(frozen=True)
-class Analysis:
+class Analysis(NamedTuple):
     """What was found. `stacks` are by thread id, those of all threads; `python` Python's frames of those that have some.
 
     `earlier` is the signal from whose handler the one was sent that killed.
@@ -41,8 +40,8 @@ class Analysis:
     fingerprint: Fingerprint
     runtime: Runtime
     python: dict[int, tuple[Place, ...]]
-    missing: list[str] = field(default_factory=list)
-    unread: dict[int, str] = field(default_factory=dict)
+    missing: list[str]
+    unread: dict[int, str]
 
 
 def analyse(

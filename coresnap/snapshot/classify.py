@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from coresnap.snapshot import signals
@@ -28,8 +27,7 @@ _HEAP = re.compile(
 )
 
 
-@dataclass(frozen=True)
-class Crash:
+class Crash(NamedTuple):
     """What a crash is judged by: the signal, and the thread that it came to, its registers and frames, innermost first.
 
     `message` is what the process left in memory of the error; `exception` the type of one that nobody caught.

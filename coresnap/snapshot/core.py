@@ -7,7 +7,7 @@ import bisect
 import os
 from array import array
 from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from coresnap.ground import elf
 from coresnap.ground.errors import BadInput
@@ -82,8 +82,7 @@ class Memory:
         return index >= 0 and address < self._executable_ends[index]
 
 
-@dataclass(frozen=True)
-class Core:
+class Core(NamedTuple):
     """A core that has been read. `expected_bytes` is its size as its headers have it."""
 
     machine: Machine

@@ -18,7 +18,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from coresnap.snapshot.frames import Named
 from coresnap.snapshot.stacks import Found
@@ -51,8 +51,7 @@ _RUST_HASH = re.compile(r"17h[0-9a-f]{16}E$")
 _RUST_CRATE = re.compile(r"Cs[0-9A-Za-z]{0,12}_(?=\d)")
 
 
-@dataclass(frozen=True)
-class Fingerprint:
+class Fingerprint(NamedTuple):
     """The fingerprint, 64 hex digits, and what it was made of."""
 
     digest: str

@@ -7,7 +7,6 @@ Threads share most of their frames: each is looked up and encoded once.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 from coresnap.snapshot.modules import Module, Modules
@@ -54,8 +53,7 @@ class Naming(Protocol):
 Places = Callable[[Module, int], Sequence[Place]]
 
 
-@dataclass(frozen=True, slots=True)
-class Named:
+class Named(NamedTuple):
     """A frame with its module and its names; an address is `bias` above that in the module's file."""
 
     frame: Frame

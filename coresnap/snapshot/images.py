@@ -11,8 +11,7 @@ from __future__ import annotations
 import os
 import stat
 import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 from coresnap.ground.elf_file import ElfFile, Pread
@@ -27,18 +26,18 @@ _PAGE_BYTES = 4096
 _DEBUGLINK_MAX_BYTES = 1 << 30
 
 
-@dataclass
 class Image:
     """A module, and the ELF files that tell of it: `file` as it was mapped, `debug` those that have more symbols.
 
     An address of the process is `bias` above the one in the files.
     """
 
-    module: Module
-    bias: int
-    file: ElfFile | None = None
-    debug: list[ElfFile] = field(default_factory=list)
-    missing: str = ""
+    def __init__(self, module: Module, bias: int) -> None:
+        self.module = module
+        self.bias = bias
+        self.file: ElfFile | None = None
+        self.debug: list[ElfFile] = []
+        self.missing = ""
 
 
 class Images:
@@ -47,7 +46,7 @@ class Images:
     def __init__(
         self,
         core: Core,
-        kept: dict[int, Pread],
+        kept: Mapping[int, Pread],
         debug_directories: Sequence[str] = DEBUG_DIRECTORIES,
         root: str = "",
     ) -> None:

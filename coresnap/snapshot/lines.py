@@ -11,7 +11,6 @@ import json
 import os
 import sys
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
 from coresnap.ground import program
@@ -29,13 +28,13 @@ _FRAMES_MAX = 1000
 _LINE_MAX = 1 << 31
 
 
-@dataclass
 class Located:
     """Places by address of the process, innermost first; Python's frames by thread id; why there are not more."""
 
-    places: dict[int, tuple[Place, ...]] = field(default_factory=dict)
-    python: dict[int, tuple[Place, ...]] = field(default_factory=dict)
-    missing: list[str] = field(default_factory=list)
+    def __init__(self) -> None:
+        self.places: dict[int, tuple[Place, ...]] = {}
+        self.python: dict[int, tuple[Place, ...]] = {}
+        self.missing: list[str] = []
 
 
 def is_installed(package: str) -> bool:

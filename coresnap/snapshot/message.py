@@ -15,7 +15,7 @@ import os
 import re
 import struct
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from coresnap.snapshot import python_exception
 from coresnap.snapshot.contents import Contents
@@ -57,8 +57,7 @@ _PANIC = re.compile(
 )
 
 
-@dataclass(frozen=True)
-class Message:
+class Message(NamedTuple):
     """The text, and the type of an exception that nobody caught, of C++ or Python; either may be empty."""
 
     text: str = ""

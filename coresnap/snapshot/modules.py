@@ -10,8 +10,9 @@ import bisect
 import json
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Mapping as ReadOnly
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from coresnap.ground import elf
 from coresnap.snapshot.core import Core, Memory
@@ -30,8 +31,7 @@ _PAGE_MASK = ~0xFFF
 _PROGRAM_HEADER = struct.Struct("<IIQQQQQQ")
 
 
-@dataclass(frozen=True)
-class Module:
+class Module(NamedTuple):
     """An ELF file in memory from `start` to `end`, where its own addresses are `bias` lower.
 
     The build-id, in hex, is empty where the core does not have it.
@@ -42,7 +42,7 @@ class Module:
     end: int
     bias: int
     build_id: str = ""
-    package: dict[str, str] = field(default_factory=dict)
+    package: ReadOnly[str, str] = MappingProxyType({})
 
 
 class Modules:
@@ -82,7 +82,7 @@ def list_modules(core: Core) -> Modules:
 def main_package(core: Core) -> dict[str, str]:
     """Return what the executable's package note tells; nothing where it has none."""
     main = list_modules(core).find(core.notes.auxv.get(AT_ENTRY, 0))
-    return main.package if main else {}
+    return dict(main.package) if main else {}
 
 
 def _candidates(core: Core) -> Iterator[tuple[str, int, int]]:

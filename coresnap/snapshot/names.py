@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from coresnap.snapshot import go_functions, symbols
 from coresnap.snapshot.demangle import demangle
@@ -13,8 +13,7 @@ from coresnap.snapshot.modules import Module
 from coresnap.snapshot.symbols import Limits, Symbol
 
 
-@dataclass(frozen=True, slots=True)
-class Name:
+class Name(NamedTuple):
     """A function: its name for people, its symbol as in the file, and how many bytes behind its start the address is."""
 
     function: str

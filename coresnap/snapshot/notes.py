@@ -7,7 +7,7 @@ Layouts: include/uapi/linux/elfcore.h, asm-generic/siginfo.h and fs/binfmt_elf.c
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from coresnap.ground import elf
 
@@ -23,8 +23,7 @@ _FAULTS = (4, 5, 7, 8, 11)
 _SENT = (0, -1, -3, -6)
 
 
-@dataclass(frozen=True)
-class Machine:
+class Machine(NamedTuple):
     """A machine whose cores are read: its registers in the order of struct elf_prstatus's pr_reg."""
 
     name: str
@@ -48,8 +47,7 @@ MACHINES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Thread:
+class Thread(NamedTuple):
     """A thread: its id in the pid namespace of whoever dumped it, and its registers as they stand in the note."""
 
     tid: int
@@ -68,8 +66,7 @@ class Thread:
         return int.from_bytes(self.raw[8 * at : 8 * at + 8], "little")
 
 
-@dataclass(frozen=True, slots=True)
-class Mapping:
+class Mapping(NamedTuple):
     """A mapped file: addresses from `start` up to `end`, the file from `offset` bytes on."""
 
     start: int
@@ -78,8 +75,7 @@ class Mapping:
     path: str
 
 
-@dataclass(frozen=True)
-class Signal:
+class Signal(NamedTuple):
     """What killed the process, from siginfo_t. The code is None where only the signal's number is known."""
 
     number: int
@@ -89,21 +85,21 @@ class Signal:
     sender_uid: int | None = None
 
 
-@dataclass
 class Notes:
     """What the notes tell. The thread that crashed is the first; `missing` says what could not be read.
 
     There is no signal where nothing killed the process: gdb's gcore dumped it alive.
     """
 
-    pid: int = 0
-    command: str = ""
-    arguments: str = ""
-    signal: Signal | None = None
-    threads: list[Thread] = field(default_factory=list)
-    mappings: list[Mapping] = field(default_factory=list)
-    auxv: dict[int, int] = field(default_factory=dict)
-    missing: list[str] = field(default_factory=list)
+    def __init__(self) -> None:
+        self.pid = 0
+        self.command = ""
+        self.arguments = ""
+        self.signal: Signal | None = None
+        self.threads: list[Thread] = []
+        self.mappings: list[Mapping] = []
+        self.auxv: dict[int, int] = {}
+        self.missing: list[str] = []
 
 
 def read(pread: elf.Pread, header: elf.CoreHeader, machine: Machine) -> Notes:

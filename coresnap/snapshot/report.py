@@ -8,9 +8,9 @@ names can be found anywhere later. The fingerprint is the second member: it can 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from coresnap import __version__
 from coresnap.ground.elf_file import Pread
@@ -40,8 +40,7 @@ _HEAD = re.compile(rb'\{"uuid":"[0-9a-f-]{36}","fingerprint":"([0-9a-f]{64})",')
 HEAD_BYTES = 256
 
 
-@dataclass(frozen=True)
-class Options:
+class Options(NamedTuple):
     """What the report is to have, and what else there is to make it of.
 
     `stack_bytes` is the memory around each stack pointer; `variables` are the names of the environment's that are allowed, *
@@ -50,7 +49,7 @@ class Options:
 
     stack_bytes: int = 1024
     variables: tuple[str, ...] = ()
-    kept: dict[int, Pread] = field(default_factory=dict)
+    kept: Mapping[int, Pread] = MappingProxyType({})
     max_bytes: int = REPORT_MAX_BYTES
 
 

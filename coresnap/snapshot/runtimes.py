@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from coresnap.ground import elf
 from coresnap.ground.elf_file import ElfFile
@@ -29,8 +29,7 @@ _RUST = re.compile(rb"rustc version (\d[\w.+-]{0,40})")
 _DIGITS = r"(\d{1,3}(?:\.\d{1,3}){0,2})"
 
 
-@dataclass(frozen=True, slots=True)
-class Runtime:
+class Runtime(NamedTuple):
     """A runtime, its version where it is known, and the language; `name` is empty where there is none to speak of."""
 
     name: str

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -53,14 +52,13 @@ class Frame(NamedTuple):
         return self.found in GUESSED
 
 
-@dataclass(frozen=True, slots=True)
-class Stack:
+class Stack(NamedTuple):
     """The frames of a thread, innermost first, at least one; and why there are no more, which `detail` may say closer.
 
     Of very many frames `omitted` are left out: those between the first `omitted_at` and the others.
     """
 
-    frames: list[Frame] = field(default_factory=list)
+    frames: list[Frame]
     end: End = End.NOT_UNWOUND
     detail: str = ""
     omitted: int = 0

@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from coresnap.ground.elf_file import SHT_DYNSYM, SHT_SYMTAB, ElfFile, Section
 from coresnap.ground.errors import BadInput
@@ -36,22 +36,26 @@ _SHF_EXECINSTR = 4
 _NO_ADDRESS = 1 << 65
 
 
-@dataclass(frozen=True, slots=True)
-class Symbol:
+class Symbol(NamedTuple):
     """A function's symbol: its name as in the file, without a version, and its address there."""
 
     name: str
     address: int
 
 
-@dataclass
 class Limits:
     """What may still be read, of all modules together; `missing` says what was not."""
 
-    symbols: int = SYMBOLS_MAX
-    matches: int = _MATCHES_MAX
-    debugdata_bytes: int = _ALL_DEBUGDATA_MAX_BYTES
-    missing: list[str] = field(default_factory=list)
+    def __init__(
+        self,
+        symbols: int = SYMBOLS_MAX,
+        matches: int = _MATCHES_MAX,
+        debugdata_bytes: int = _ALL_DEBUGDATA_MAX_BYTES,
+    ) -> None:
+        self.symbols = symbols
+        self.matches = matches
+        self.debugdata_bytes = debugdata_bytes
+        self.missing: list[str] = []
 
     def say(self, line: str) -> None:
         """Say what was not read, once."""
@@ -59,16 +63,17 @@ class Limits:
             self.missing.append(line)
 
 
-@dataclass(slots=True)
 class _Best:
     """The symbols that start last of those that have an address: their first words are of one function's aliases."""
 
-    start: int
-    words: list[tuple[int, _Table]]
+    __slots__ = ("start", "words")
+
+    def __init__(self, start: int, words: list[tuple[int, _Table]]) -> None:
+        self.start = start
+        self.words = words
 
 
-@dataclass(frozen=True)
-class _Table:
+class _Table(NamedTuple):
     """A symbol table and its names."""
 
     file: ElfFile

@@ -88,6 +88,26 @@ def test_little_is_imported_while_a_process_is_held(imports: str, allowed: set[s
     assert set(loaded) - {"coresnap.archive"} <= allowed, sorted(set(loaded) - allowed)
 
 
+def test_the_snapshot_starts_without_what_is_slow_to_import() -> None:
+    """A snapshot of most cores takes no longer than its imports do. Data are named tuples there: dataclasses imports inspect."""
+    program = "import sys; sys.path.insert(0, sys.argv[1]); import coresnap.take_snapshot; print(*sys.modules)"
+    argv = [sys.executable, "-I", "-c", program, str(_PACKAGE.parent)]
+    loaded = set(subprocess.run(argv, capture_output=True, text=True, check=True).stdout.split())
+    slow = {
+        "dataclasses",
+        "inspect",
+        "subprocess",
+        "tempfile",
+        "ctypes",
+        "lzma",
+        "logging",
+        "pathlib",
+        "asyncio",
+        "urllib",
+    }
+    assert not slow & loaded
+
+
 def test_modules_fit_in_the_head() -> None:
     long = {str(path): count for path in _modules() if (count := len(path.read_text().splitlines())) > 350}
     assert not long

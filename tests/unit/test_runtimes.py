@@ -3,17 +3,17 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from coresnap.snapshot.core import Core, open_core
+from coresnap.snapshot.core import open_core
 from coresnap.snapshot.images import Images
 from coresnap.snapshot.modules import Module, Modules, list_modules
 from coresnap.snapshot.runtimes import Runtime, hint, identify
@@ -94,7 +94,8 @@ def test_by_the_names_of_files(path: str, runtime: Runtime, tmp_path: Path) -> N
         listed = Modules([*list_modules(core).listed, Module(path, 0x1000, 0x2000, 0x1000)], [])
         assert identify(core, listed, Images(core, {})) == runtime
         assert identify(core, Modules([], []), Images(core, {})) == Runtime("", "", "c")
-        nowhere: Core = replace(core, notes=replace(core.notes, auxv={}))
+        nowhere = core._replace(notes=copy.copy(core.notes))
+        nowhere.notes.auxv = {}
         assert identify(nowhere, listed, Images(core, {})) == runtime
 
 

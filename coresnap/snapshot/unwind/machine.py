@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
 from operator import itemgetter
+from typing import NamedTuple
 
 from coresnap.snapshot import notes
 from coresnap.snapshot.notes import Thread
 
 
-@dataclass(frozen=True)
-class Machine:
+class Machine(NamedTuple):
     """A machine: its registers by their DWARF numbers, and of these the ones with a part of their own.
 
     `kept` are those that a function leaves as they were for its caller. `sigreturn` are the instructions that a signal handler

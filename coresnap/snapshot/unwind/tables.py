@@ -7,7 +7,6 @@ Addresses are those of the file, without the bias.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from typing import Protocol
 
 from coresnap.ground.elf_file import PT_GNU_EH_FRAME, ElfFile, Section
@@ -29,13 +28,13 @@ class Table(Protocol):
         """Return the place of that FDE. Raises BadInput."""
 
 
-@dataclass
 class _Source:
     """A table, and the records that it points to; those that were read are kept by their place."""
 
-    table: Table
-    entries: Entries
-    known: dict[int, Fde] = field(default_factory=dict)
+    def __init__(self, table: Table, entries: Entries) -> None:
+        self.table = table
+        self.entries = entries
+        self.known: dict[int, Fde] = {}
 
     def fde(self, address: int) -> Fde | None:
         place = self.table.find(address)
@@ -136,11 +135,11 @@ class Tables:
         return _Source(MadeTable(entries, data, start), entries)
 
 
-@dataclass
 class Budget:
     """What tables that have to be made may still take, of all modules."""
 
-    left_bytes: int = _MADE_MAX_BYTES
+    def __init__(self, left_bytes: int = _MADE_MAX_BYTES) -> None:
+        self.left_bytes = left_bytes
 
 
 def loaded(file: ElfFile) -> Callable[[int, int], bytes]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from coresnap.ground.errors import BadInput
 from coresnap.snapshot.core import Core
@@ -33,8 +33,7 @@ _SLOW_MAX = 1 << 16
 _ENTRY_MAX_BYTES = 64
 
 
-@dataclass(frozen=True)
-class Limits:
+class Limits(NamedTuple):
     """How many frames of a stack are kept, innermost and outermost; how many are walked; how long all stacks may take."""
 
     innermost: int = 768
