@@ -130,6 +130,12 @@ def _in_c() -> Iterator[Case]:
                 continue
             top = "" if "stripped" in way else _MODES[mode]
             yield Case(f"{way}/{mode}", "deaths.c", (*compiler, *_MORE.get(mode, ())), (mode,), top, after=after)
+    lazy: Argv = ("-DPLT", "-Wl,-z,lazy")
+    yield Case("plt/pie", "deaths.c", (*_GCC, *lazy), ("plt",))
+    yield Case("plt/no-pie", "deaths.c", (*_GCC, *lazy, "-no-pie"), ("plt",), quick=True)
+    yield Case("plt/cet", "deaths.c", (*_GCC, *lazy, "-fcf-protection=full", "-Wl,-z,ibtplt"), ("plt",))
+    yield Case("plt/gold", "deaths.c", (*_GCC, *lazy, "-fuse-ld=gold"), ("plt",))
+    yield Case("plt/stripped", "deaths.c", (*_GCC, *lazy), ("plt",), after=_STRIP)
     yield Case("gcc-O2/smash-far", "deaths.c", (*_GCC, "-fstack-protector-all"), ("smash", "2000"))
     yield Case("gcc-O2/smash-unprotected", "deaths.c", (*_GCC, "-fno-stack-protector"), ("smash", "600"))
     yield Case("gcc-O2/deep", "deaths.c", _GCC, ("deep", "5000"), "recurse")

@@ -364,6 +364,17 @@ FIRM int cancel_leaf(int n)
     return pthread_join(thread, NULL) + n;
 }
 
+/* It dies in the procedure linkage table, whose words cannot be read. */
+#ifdef PLT
+extern char _GLOBAL_OFFSET_TABLE_[] __attribute__((visibility("hidden")));
+FIRM int plt_leaf(int n)
+{
+    IN(plt_leaf);
+    mprotect((void *)((uintptr_t)_GLOBAL_OFFSET_TABLE_ & ~4095ul), 4096, PROT_NONE);
+    return getppid() + n;
+}
+#endif
+
 FIRM int side_leaf(int n)
 {
     char path[4096], *directory = dirname(strdup(self));
@@ -393,6 +404,9 @@ static const struct {
     {"asm_frameless", asm_frameless},
 #ifdef __GLIBC__
     MODE(coroutine),
+#endif
+#ifdef PLT
+    MODE(plt),
 #endif
 };
 
