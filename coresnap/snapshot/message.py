@@ -17,7 +17,7 @@ import struct
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-from coresnap.snapshot import python_exception
+from coresnap.snapshot import go_panic, python_exception
 from coresnap.snapshot.contents import Contents
 from coresnap.snapshot.core import Core
 from coresnap.snapshot.frames import Named
@@ -78,6 +78,9 @@ def find(
     panic = _panic(core, contents, frames)
     if panic:
         return Message(panic)
+    panic = go_panic.find(contents, frames)
+    if panic:
+        return Message(f"panic: {panic}")
     for module in _libcs(core, listed):
         text = _abort_text(contents, module)
         if text:

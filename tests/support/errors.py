@@ -18,6 +18,7 @@ _C = ("-g", "-O1", "-w", "-pthread", "-fstack-protector-strong")
 _COMPILERS = {
     ".c": ("gcc", *_C),
     ".cc": ("g++", *_C),
+    ".go": ("go", "build"),
     ".rs": ("rustc", "--edition", "2021", "-g", "-C", "panic=abort"),
 }
 
@@ -36,7 +37,9 @@ def compiled(
     text = directory / f"{name}{suffix}"
     text.write_text(before + (HERE / "programs" / source).read_text())
     program = directory / name
-    subprocess.run([path, *flags, *options, "-o", str(program), str(text)], check=True, cwd=directory)
+    argv = [path, *flags, *options, "-o", str(program), str(text)]
+    environment = {**os.environ, "GO111MODULE": "off", "GOFLAGS": "", "CGO_ENABLED": "0"}
+    subprocess.run(argv, check=True, cwd=directory, env=environment)
     return program
 
 

@@ -43,9 +43,9 @@ def rs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory)
     return errors.compiled(tmp_path_factory.mktemp("rs"), "errors.rs", request.param)
 
 
-def _wrote(program: Path, mode: str) -> str:
+def _wrote(program: Path, mode: str, **environment: str) -> str:
     """Return what the program writes on standard error when it dies."""
-    died = subprocess.run([program, mode], capture_output=True, check=False, env={}, preexec_fn=_no_core)
+    died = subprocess.run([program, mode], capture_output=True, check=False, env=environment, preexec_fn=_no_core)
     assert died.returncode < 0
     return died.stderr.decode()
 
@@ -157,6 +157,27 @@ def test_terminate_without_an_exception(cc: Path, mode: str) -> None:
     found = errors.report(cc, mode)
     assert found["classifiers"] == ["SIGABRT", "abort", "terminate"]
     assert found["attributes"]["error.message"].startswith("SIGABRT")
+
+
+@pytest.fixture(scope="module", params=["", "-ldflags=-s -w"], ids=["", "stripped"])
+def go(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return errors.compiled(tmp_path_factory.mktemp("go"), "errors.go", *filter(None, [request.param]))
+
+
+@pytest.mark.parametrize("mode", ["text", "constant", "failed", "beyond", "null"])
+def test_a_panic_of_go(go: Path, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GOTRACEBACK", "crash")
+    (said, *_others) = [
+        line for line in _wrote(go, mode, GOTRACEBACK="crash").splitlines() if line.startswith("panic: ")
+    ]
+    found = errors.report(go, mode)
+    assert found["attributes"]["error.message"] == said
+    assert found["classifiers"] == ["SIGABRT", "abort", "panic"]
+
+
+def test_a_panic_of_go_that_is_no_text_is_left_out(go: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GOTRACEBACK", "crash")
+    assert errors.report(go, "number")["attributes"]["error.message"].startswith("SIGABRT")
 
 
 def _interpreters() -> list[str]:
