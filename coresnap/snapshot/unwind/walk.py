@@ -232,8 +232,8 @@ class Walker:
         if 0 <= address - self._entry < _ENTRY_MAX_BYTES:
             return Last(self._machine.program_counter)
         behind = step if walk.is_exact else self._steps.find(address)
-        if isinstance(behind, NoStep):
-            return step
+        if isinstance(behind, NoStep) or self._guesses.signal(walk.registers) is not None:
+            return step  # what a handler returns to may have a table as any function has: Go's has
         return behind if isinstance(behind, Special) and behind.is_signal else Last(self._machine.program_counter)
 
     def _plain(self, step: Plain, registers: list[int]) -> list[int]:
