@@ -82,16 +82,18 @@ def keep(pinned: Sequence[Pinned], most_bytes: int) -> Iterator[tuple[int, int, 
 
 
 def _opened(pinned: Pinned, deadline: float) -> _File:
-    """Open a file for reading, unless it is the one that will be reached; of one that is none of ELF nothing is wanted."""
+    """Open a file for reading. Of one that will be reached, and known by its build-id, nothing is wanted, nor of what is no ELF."""
     file = _File(pinned.start, -1, [])
     try:
         if time.monotonic() >= deadline:
             raise TimeoutError
         status = os.fstat(pinned.fd)
-        if stat.S_ISREG(status.st_mode) and (status.st_dev, status.st_ino) != pinned.reached:
+        if stat.S_ISREG(status.st_mode):
             flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
             file.fd = os.open(f"/proc/self/fd/{pinned.fd}", flags)
-            file.groups = _groups(ElfFile(lambda count, offset: _pread(file.fd, count, offset), ""))
+            found = ElfFile(lambda count, offset: _pread(file.fd, count, offset), "")
+            is_reached = (status.st_dev, status.st_ino) == pinned.reached
+            file.groups = [] if is_reached and (found.build_id() or found.go_build_id()) else _groups(found)
     except BadInput:
         pass
     except OSError:

@@ -21,7 +21,8 @@ PT_DYNAMIC, PT_GNU_EH_FRAME = 2, 0x6474E550
 SHT_SYMTAB, SHT_NOBITS, SHT_DYNSYM = 2, 8, 11
 _SHF_COMPRESSED = 1 << 11
 _ELFCOMPRESS_ZLIB = 1
-_NT_GNU_BUILD_ID = 3
+_NT_GNU_BUILD_ID, NT_GO_BUILD_ID = 3, 4
+GO_BUILD_ID_MAX = 256
 _SEGMENTS_MAX = 256
 _SECTIONS_MAX = 65536
 _NAMES_MAX_BYTES = 4 << 20
@@ -132,6 +133,16 @@ class ElfFile:
                 return found
         section = self.section(".note.gnu.build-id")
         return self._build_id_at(section.offset, section.size_bytes) if section else ""
+
+    def go_build_id(self) -> str:
+        """Return the build-id that Go's linker writes, in hex, empty where there is none: note Go, type 4."""
+        for segment in self.segments:
+            if segment.type == elf.PT_NOTE:
+                data = self.read(segment.offset, min(segment.filesz, _NOTES_MAX_BYTES))
+                for name, kind, at, length in elf.iter_notes(data):
+                    if name == "Go" and kind == NT_GO_BUILD_ID and 0 < length <= GO_BUILD_ID_MAX:
+                        return data[at : at + length].hex()
+        return ""
 
     def _build_id_at(self, offset: int, size_bytes: int) -> str:
         data = self.read(offset, min(size_bytes, _NOTES_MAX_BYTES))

@@ -2,8 +2,7 @@
 """Where the bytes of a module are: in the core, in the file that was mapped, in what archive kept of it, in debug files.
 
 A file counts only if its build-id is that of the module in the core: the file under the same path may be of another build, or
-of another mount namespace. Of a module without one, as Go's linker and musl's compiler make them, the first page has to be that
-in the core: it has the file's headers, which tell where everything is, and what a linker puts right behind them.
+of another mount namespace. Go's linker has a build-id of its own. Of a module without any there is what archive kept of it alone.
 """
 
 from __future__ import annotations
@@ -103,7 +102,7 @@ class Images:
     def _kept_file(self, module: Module, kept: Pread) -> ElfFile | None:
         """It was read through the process's own mapping: it may count where the core has no build-id to hold it against."""
         file = self._matching(module, kept, module.path)
-        if file is None and not module.build_id:
+        if file is None and not (module.build_id or module.go_build_id):
             try:
                 file = ElfFile(kept, module.path)
             except BadInput:
@@ -117,8 +116,7 @@ class Images:
             return None
         if module.build_id:
             return file if file.build_id() == module.build_id else None
-        page = self._core.memory.read(module.start, _PAGE_BYTES)
-        return file if len(page) == _PAGE_BYTES and read(_PAGE_BYTES, 0) == page else None
+        return file if module.go_build_id and file.go_build_id() == module.go_build_id else None
 
     def _open_matching(self, module: Module, path: str, image: Image) -> ElfFile | None:
         fd = self._open(path)
@@ -127,7 +125,7 @@ class Images:
             return None
         file = self._matching(module, partial(pread, fd), module.path)
         if file is None:
-            image.missing = "its file is of another build" if module.build_id else "the core does not tell its build"
+            image.missing = "its file is of another build" if module.build_id else "the core has no build-id of it"
         return file
 
     def _open(self, path: str) -> int | None:

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The modules of a process: its mapped ELF files, with build-id and package, read from the core's memory alone.
 
-Build-id: note GNU, type 3. Package metadata: note FDO, type 0xcafe1a7e, JSON (the ELF packaging specification).
+Build-id: note GNU, type 3; Go's own: note Go, type 4.
+Package metadata: note FDO, type 0xcafe1a7e, JSON (the ELF packaging specification).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from coresnap.ground import elf
+from coresnap.ground.elf_file import GO_BUILD_ID_MAX, NT_GO_BUILD_ID
 from coresnap.snapshot.core import Core, Memory
 from coresnap.snapshot.notes import Mapping
 
@@ -34,7 +36,7 @@ _PROGRAM_HEADER = struct.Struct("<IIQQQQQQ")
 class Module(NamedTuple):
     """An ELF file in memory from `start` to `end`, where its own addresses are `bias` lower.
 
-    The build-id, in hex, is empty where the core does not have it.
+    The build-ids, in hex, are empty where the core does not have them.
     """
 
     path: str
@@ -42,6 +44,7 @@ class Module(NamedTuple):
     end: int
     bias: int
     build_id: str = ""
+    go_build_id: str = ""
     package: ReadOnly[str, str] = MappingProxyType({})
 
 
@@ -135,7 +138,7 @@ class _Image:
         ]
         base = start - next((vaddr - offset & _PAGE_MASK for vaddr, offset, _m in loads if not offset & _PAGE_MASK), 0)
         end = max((base + vaddr + memsz for vaddr, _offset, memsz in loads), default=start)
-        build_id, package = "", {}
+        build_id, go_build_id, package = "", "", {}
         for kind, _flags, _offset, vaddr, _paddr, filesz, *_rest in self._headers:
             if kind != elf.PT_NOTE:
                 continue
@@ -143,9 +146,11 @@ class _Image:
             for name, note_kind, at, size_bytes in elf.iter_notes(notes):
                 if name == "GNU" and note_kind == _NT_GNU_BUILD_ID and size_bytes <= 64:
                     build_id = notes[at : at + size_bytes].hex()
+                elif name == "Go" and note_kind == NT_GO_BUILD_ID and size_bytes <= GO_BUILD_ID_MAX:
+                    go_build_id = notes[at : at + size_bytes].hex()
                 elif name == "FDO" and note_kind == _NT_FDO_PACKAGING:
                     package = _package(notes[at : at + size_bytes])
-        return Module(path, start, min(max(end, start + 1), 1 << 64), base, build_id, package)
+        return Module(path, start, min(max(end, start + 1), 1 << 64), base, build_id, go_build_id, package)
 
 
 def _package(data: bytes) -> dict[str, str]:

@@ -123,12 +123,18 @@ def _crash(case: Case, program: Path, directory: Path) -> None:
         try:
             with crash([*_SILENT, *argv, *case.arguments], seconds=_SECONDS) as dead:
                 subprocess.run(["cp", "--sparse=always", dead.core, directory / "core"], check=True)
-                if case.place:
+                if case.place or not _has_build_id(program):
                     _archive(dead.core, dead.core_pattern(), directory / "assets.tar")
                 told = {"exe": dead.exe, "tid": dead.tid, "functions": dead.said.get("functions", [])}
         except RuntimeError as error:
             raise CannotBuild(f"{case.name} did not die as it should: {error}") from error
     (directory / "told").write_text(json.dumps(told))
+
+
+def _has_build_id(program: Path) -> bool:
+    """Say whether it can be known again; of a Go program by the note of Go's linker."""
+    done = subprocess.run(["readelf", "-nW", program], capture_output=True, text=True, check=False)
+    return "Build ID: " in done.stdout or "GO BUILDID" in done.stdout
 
 
 def _archive(core: Path, words: Sequence[str], asset: Path) -> None:

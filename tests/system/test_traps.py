@@ -63,7 +63,7 @@ def test_a_storm_does_not_close_the_door(enabled: Machine) -> None:
         enabled.run("python3", "-c", knock)
         assert enabled.sh("systemctl is-active coresnap-handover.socket").stdout == "active\n"
         with with_lines(
-            enabled, "coresnap-handover.socket", "Socket", "TriggerLimitIntervalSec=60s", "TriggerLimitBurst=20"
+            enabled, "coresnap-handover.socket", "Socket", "TriggerLimitIntervalSec=60s", "TriggerLimitBurst=4"
         ):
             enabled.sh("systemctl restart coresnap-handover.socket; systemctl stop coresnap-archive.service 2>&1")
             enabled.run("python3", "-c", knock)

@@ -9,11 +9,13 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from coresnap.ground import elf
+from coresnap.ground.elf_file import Pread
 from coresnap.snapshot.core import Core, open_core
 from coresnap.snapshot.images import Images
 from coresnap.snapshot.modules import Modules, list_modules
@@ -60,11 +62,24 @@ def opened(path: Path) -> Iterator[Core]:
 def unwound(path: Path, limits: Limits | None = None) -> dict[int, Stack]:
     """Return the stacks of a core by thread."""
     with opened(path) as core:
-        images = Images(core, {})
+        images = Images(core, _kept(core))
         unwinder = Unwinder(core, list_modules(core), images, limits)
         found = {thread.tid: unwinder.stack(thread) for thread in core.notes.threads}
         images.close()
     return found
+
+
+def _kept(core: Core) -> dict[int, Pread]:
+    """Return what archive keeps of files that have no build-id to be known by: all of them, here."""
+    kept: dict[int, Pread] = {}
+    for module in list_modules(core).listed:
+        if not module.build_id and Path(module.path).is_file():
+            kept[module.start] = partial(_part, Path(module.path).read_bytes())
+    return kept
+
+
+def _part(data: bytes, count: int, offset: int) -> bytes:
+    return data[offset : offset + count]
 
 
 def addresses(stacks: dict[int, Stack]) -> dict[int, list[int]]:
