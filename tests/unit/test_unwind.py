@@ -22,6 +22,8 @@ from coresnap.snapshot.modules import Modules, list_modules
 from coresnap.snapshot.stacks import End, Found, Stack
 from coresnap.snapshot.unwind.unwinder import Unwinder
 from coresnap.snapshot.unwind.walk import Limits
+from tests.corpus.cases import CASES
+from tests.corpus.crashes import CannotBuild, crashed
 from tests.crash import build, crash
 from tests.support import gdb_stacks
 
@@ -271,3 +273,22 @@ def test_registers_of_callers_are_gdbs(tmp_path: Path) -> None:
             name: value for name, value in frame.registers.items() if name in known
         }, number
         assert len(frame.registers) == {Found.REGISTERS: 27, Found.SIGNAL: 17}.get(frame.found, 8)
+
+
+@pytest.mark.parametrize("name", ["go/nil", "go-stripped/nil"])
+def test_go(name: str) -> None:
+    """Go's handlers have a stack of their own, and return to code of Go's own, which says nothing of signals in its table."""
+    [case] = [case for case in CASES if case.name == name]
+    try:
+        died = crashed(case)
+    except CannotBuild as error:
+        pytest.skip(str(error))
+    stack = unwound(died.core)[died.tid]
+    found = [frame.found for frame in stack.frames]
+    assert len(found) > 10
+    if name == "go/nil":
+        assert Found.SIGNAL in found[3:8]
+        assert not any(frame.guessed for frame in stack.frames)
+    else:
+        assert found.count(Found.FRAME_POINTER) > 5
+        assert Found.SIGNAL in found[3:8]

@@ -102,8 +102,8 @@ class Walker:
         self._entry = core.notes.auxv.get(AT_ENTRY, 0)
         self._words = Words(core.memory)
         self._steps = Steps(core, modules, images, machine)
-        code = Code(core.memory, modules, images, machine.sigreturn)
-        self._guesses = Guesses(core.memory, code, self._steps, self._words, machine)
+        self._code = Code(core.memory, modules, images, machine.sigreturn)
+        self._guesses = Guesses(core.memory, self._code, self._steps, self._words, machine)
 
     def walk(self, walk: Walk) -> tuple[End, str]:
         """Walk to the end of a stack; return why it ends."""
@@ -227,13 +227,13 @@ class Walker:
         A start routine without a table has no caller either.
         """
         step, address = self._steps.find(walk.lookup), walk.registers[self._machine.program_counter]
-        if not isinstance(step, NoStep):
-            return step
+        if not isinstance(step, NoStep) or self._code.is_sigreturn(address):
+            return step  # what a handler returns to may have a table as any function has: Go's has
         if 0 <= address - self._entry < _ENTRY_MAX_BYTES:
             return Last(self._machine.program_counter)
         behind = step if walk.is_exact else self._steps.find(address)
-        if isinstance(behind, NoStep) or self._guesses.signal(walk.registers) is not None:
-            return step  # what a handler returns to may have a table as any function has: Go's has
+        if isinstance(behind, NoStep):
+            return step
         return behind if isinstance(behind, Special) and behind.is_signal else Last(self._machine.program_counter)
 
     def _plain(self, step: Plain, registers: list[int]) -> list[int]:
