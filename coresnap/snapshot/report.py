@@ -123,6 +123,7 @@ class _Parts:
         if registers:
             registers += entries.add_registers(threads[1 : min(len(entries), REGISTERS_MAX)], room)
         self._say("registers of threads", registers, len(entries))
+        entries.add_callers_registers(threads[0], room)
         entry = member("entryThread", encode(str(self._core.notes.pid)))
         if self._core.notes.pid in entries and room.take(entry):
             self._head.append(entry)

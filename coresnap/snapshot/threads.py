@@ -19,6 +19,8 @@ THREADS_MAX_BYTES = 20 << 20
 #: Registers are listed of this many threads, the one that crashed among them.
 REGISTERS_MAX = 2048
 _DETAIL_MAX = 200
+#: So many callers of the thread that crashed have their registers listed.
+_CALLERS_MAX = 32
 
 
 class _Entry(NamedTuple):
@@ -32,6 +34,7 @@ class _Body(NamedTuple):
     """The frames of a stack, encoded, and the note on them; threads share stacks."""
 
     stack: Stack
+    shown: int
     innermost: bytes
     others: bytes
     note: bytes
@@ -114,7 +117,7 @@ class Threads:
         if left_out:
             note |= {"left_out": left_out, "left_out_at": min(len(shown), stack.omitted_at or len(shown))}
         tail = b"}" + b"".join([b",{%b}" % part for part in others]) + b"]}"
-        return _Body(stack, innermost, tail, encode(note)[1:-1])
+        return _Body(stack, len(shown), innermost, tail, encode(note)[1:-1])
 
     def _add_bare(self, thread: Thread, frame: Frame, room: Room) -> None:
         fault = b"true" if self._crashed else b"false"
@@ -133,6 +136,23 @@ class Threads:
                 return count
             self._registers[thread.tid] = registers
         return len(threads)
+
+    def add_callers_registers(self, thread: Thread, room: Room) -> None:
+        """Add what registers are known in the callers' frames of a thread that has an entry, as far as there is room."""
+        body = self._bodies.get(id(self._stacks[thread.tid]))
+        if body is None:
+            return
+        parts: list[bytes] = []
+        for number, frame in enumerate(body.stack.frames[: body.shown]):
+            entries = self._frames.entries(frame)[0 if number else 1 :]
+            if 0 < number <= _CALLERS_MAX and frame.registers:
+                values = encode({name: str(value) for name, value in frame.registers.items()})
+                registers = b',"registers":' + values
+                if room.take(registers):
+                    entries = [entries[0] + registers, *entries[1:]]
+            parts += entries
+        tail = b"}" + b"".join([b",{%b}" % part for part in parts]) + b"]}"
+        self._entries[thread.tid] = self._entries[thread.tid]._replace(tail=tail)
 
     def sources(self) -> list[bytes]:
         """Return the members of sourceCode that the frames refer to."""

@@ -126,7 +126,17 @@ def test_inlined_calls_and_their_places() -> None:
     assert stack[0]["address"] == stack[1]["address"]
     assert "registers" in stack[0]
     assert "registers" not in stack[1]
+    assert [frame["registers"] for frame in stack[2:]] == [{"rsp": "8"}, {"rsp": "16"}], (
+        "of its callers, those that are known"
+    )
     assert _notes(report)[0]["found"] == ["inlined", "registers", "cfi", "cfi"]
+
+
+def test_registers_of_callers_are_those_of_the_thread_that_crashed() -> None:
+    report = _built([Stack(_frames(50), End.BOTTOM), Stack(_frames(3), End.BOTTOM)])
+    first, second = (report["threads"][tid]["stack"] for tid in ("1", "2"))
+    assert [int(frame["registers"]["rsp"]) for frame in first[1:33]] == [8 * n for n in range(1, 33)]
+    assert not any("registers" in frame for frame in [*first[33:], *second[1:]])
 
 
 def test_all_names_are_asked_for_at_once() -> None:
