@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the unwinder has to know of a machine. All else in this package is the same on each.
+"""What the unwinder has to know of a machine.
+
+All else in this package is the same on each, but code.py and guesses.py, which know what calls look like in code and on stacks.
 
 x86-64: System V ABI, AMD64 supplement: 3.2 (registers, frames) and 3.6.2 (DWARF numbers); struct ucontext and struct
 sigcontext_64 of the kernel.
