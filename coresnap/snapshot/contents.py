@@ -9,6 +9,7 @@ from coresnap.ground.errors import BadInput
 from coresnap.snapshot.core import Core
 from coresnap.snapshot.images import Image, Images
 from coresnap.snapshot.modules import Module, Modules
+from coresnap.snapshot.symbol_values import address_of
 
 _TEXT_CHUNK_BYTES = 256
 
@@ -20,10 +21,19 @@ class Contents:
         self._memory = core.memory
         self._listed = listed
         self._images = images
+        self._addresses: dict[tuple[int, str], int | None] = {}
 
     def image(self, module: Module) -> Image | None:
         """Return where a module's files are; None where they are not looked for."""
         return self._images.image(module) if self._images else None
+
+    def address_of(self, module: Module, name: str) -> int | None:
+        """Return the address of what has this name in a module; tables are looked through once for it."""
+        key = (module.start, name)
+        if key not in self._addresses:
+            image = self.image(module)
+            self._addresses[key] = address_of(image, name) if image else None
+        return self._addresses[key]
 
     def read(self, address: int, size_bytes: int) -> bytes:
         """Return bytes, fewer where they are not known."""

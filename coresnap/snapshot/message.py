@@ -11,6 +11,7 @@ line of a panic on the stack.
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import struct
@@ -22,10 +23,10 @@ from coresnap.snapshot.contents import Contents
 from coresnap.snapshot.core import Core
 from coresnap.snapshot.frames import Named
 from coresnap.snapshot.modules import AT_ENTRY, Module, Modules
-from coresnap.snapshot.symbol_values import address_of
 
 _TEXT_MAX = 4096
 _LIBC = re.compile(r"libc[-.][\d.so]+")
+_LIBCS_MAX = 4  #: dlmopen(3) makes more of them
 _FRAMES_MAX = 24
 _FRAME_WORDS_MAX = 512
 #: Whose exception it is, libstdc++'s or libc++'s, and how far before its header its count of references stands: once it has been
@@ -90,15 +91,15 @@ def find(
 
 def _libcs(core: Core, listed: Modules) -> Iterator[Module]:
     """Yield glibc, and the executable, which may have it inside."""
-    yield from (module for module in listed.listed if _LIBC.fullmatch(os.path.basename(module.path)))
+    libcs = (module for module in listed.listed if _LIBC.fullmatch(os.path.basename(module.path)))
+    yield from itertools.islice(libcs, _LIBCS_MAX)
     main = listed.find(core.notes.auxv.get(AT_ENTRY, 0))
     if main:
         yield main
 
 
 def _abort_text(contents: Contents, module: Module) -> str:
-    image = contents.image(module)
-    at = address_of(image, "__abort_msg") if image else None
+    at = contents.address_of(module, "__abort_msg")
     place = contents.word(at) if at else None
     if not place:
         return ""
@@ -161,8 +162,7 @@ def _type_names(contents: Contents, listed: Modules, kind: int) -> Iterator[str]
             return
         yield name.decode()
         module = listed.find(table)
-        image = contents.image(module) if module else None
-        of_one_base = address_of(image, _SINGLE_BASE) if image else None
+        of_one_base = contents.address_of(module, _SINGLE_BASE) if module else None
         if of_one_base is None or table != of_one_base + 16:
             return
         kind = contents.word(kind + 16) or 0
