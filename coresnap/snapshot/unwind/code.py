@@ -54,6 +54,10 @@ class Code:
         image = self._images.image(module)
         return loaded(image.file)(address - image.bias, count) if image.file is not None else data
 
+    def can_read(self, address: int) -> bool:
+        """Say whether the bytes before an address can be had."""
+        return bool(self.read(address - 1 & MASK, 1))
+
     def is_return_address(self, address: int) -> bool:
         """Say whether an address is executable and, if its bytes can be had, follows a call, or returns from a signal."""
         known = self._returns.get(address)
@@ -81,13 +85,14 @@ class Code:
 
         `strictly`: nothing else speaks for it. Stacks have words of calls that are over: a direct call is believed then only if
         it leads to the callee. They also have functions' addresses, one of which may follow a call that does not return: so it is
-        with an address that is aligned like a function's. Indirect calls hardly ever end a function.
+        with an address that is aligned like a function's. Indirect calls hardly ever end a function; of code that cannot be read
+        it is not known what ends it.
         """
         if not strictly and address % _ALIGNED_BYTES:
             return True
         target = self._target(address)
         if target is None:
-            return True
+            return bool(address % _ALIGNED_BYTES or not strictly or self.can_read(address))
         if not self.is_executable(callee):
             return True
         within = self._modules.find(target) is self._modules.find(callee)

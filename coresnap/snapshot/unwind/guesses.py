@@ -36,7 +36,8 @@ class Guesses:
     def caller(self, registers: list[int], *, exact: bool) -> Guess | None:
         """Return the caller's registers, and how they were found. `exact`: the frame has not called, it was stopped."""
         jumped = exact and not self._code.is_executable(registers[self._machine.program_counter])
-        top = self._popped(registers, registers[self._machine.stack_pointer]) if exact else None
+        stack = registers[self._machine.stack_pointer]
+        top = self._popped(registers, stack, strictly=not jumped) if exact else None
         if top is not None:
             return Found.RETURN_ADDRESS if jumped else Found.SCAN, top
         framed = self._framed(registers)
@@ -53,9 +54,9 @@ class Guesses:
         Raises Unread where the core does not have them.
         """
         machine = self._machine
-        if not self._code.is_sigreturn(registers[machine.program_counter]):
+        address, stack = registers[machine.program_counter], registers[machine.stack_pointer]
+        if not self._code.is_sigreturn(address) and (self._code.can_read(address) or not self._is_interrupted(stack)):
             return None
-        stack = registers[machine.stack_pointer]
         return [self._words.word(stack + machine.context[number]) for number in range(len(registers))]
 
     def _popped(self, registers: list[int], place: int, *, strictly: bool = False) -> list[int] | None:
@@ -97,6 +98,20 @@ class Guesses:
             return self._words.word(stack + offset) & 0xFFFF == selector
         except Unread:
             return False
+
+    def _is_interrupted(self, stack: int) -> bool:
+        """Say whether what is on the stack cannot well be anything but what a signal saved, whatever the code may be."""
+        machine = self._machine
+        if not self._has_context(stack):
+            return False
+        try:
+            address, pointer = (
+                self._words.word(stack + machine.context[number])
+                for number in (machine.program_counter, machine.stack_pointer)
+            )
+        except Unread:
+            return False
+        return self._code.is_executable(address) and bool(self._memory.read(pointer, 1))
 
     def _framed(self, registers: list[int]) -> list[int] | None:
         """By the frame pointer: it points to where the caller's is saved, and above that the return address."""
