@@ -35,6 +35,8 @@ _METHOD = """
   afterwards (fsync, record, rename) is in its wall time. First read and close are seen from outside, by inotify on a
   FIFO: see `tests/bench/pipe.py`.
 * Memory is wait4(2)'s ru_maxrss; Linux counts it from the size of the program that started the process, the benchmark.
+* gdb is run as `gdb -nx -batch`, with debuginfod and auto-load off, for `thread apply all bt`; it, eu-stack and
+  coresnap-snapshot read the same core from the page cache, and look for debug files in the same places.
 * systemd-coredump is measured where it may own core_pattern, in a virtual machine without KVM, as its package leaves it. Both
   collectors are at work there with all that is theirs; core_pattern and core_pipe_limit go to and fro between them, and are
   read back after each turn. A turn begins when the machine is at rest. "Held" is the time from the signal to the moment at

@@ -7,7 +7,7 @@ import pytest
 
 from tests.corpus import debugger, names
 from tests.corpus.cases import CASES
-from tests.corpus.compare import Outcome, Thread
+from tests.corpus.compare import Outcome, Thread, unjudged
 
 
 @pytest.mark.parametrize(
@@ -69,3 +69,12 @@ def test_what_a_program_said_is_looked_for_in_its_order() -> None:
 
 def test_each_case_has_a_name_of_its_own() -> None:
     assert len({case.name for case in CASES}) == len(CASES)
+
+
+def test_a_difference_has_to_be_judged() -> None:
+    stack = debugger.Stack([debugger.Frame(1, "f")], "")
+    threads = [
+        Thread(case, 1, [], stack, None, "")
+        for case in ("gcc-Os/coroutine", "gcc-O2/null", "go/nil", "deleted/library")
+    ]
+    assert unjudged(Outcome(threads)) == ["gcc-O2/null"]
