@@ -134,7 +134,8 @@ def compare(case: Case, directory: Path) -> list[Thread]:
     dead = crashed(case)
     report = snapshot(dead, directory)
     theirs = debugger.gdb(dead.core, dead.program)
-    said = None if "stripped" in case.name else dead.functions  # nobody can name its functions then
+    # Nobody can name the functions of a stripped program, but for Go's, by its own table.
+    said = None if "stripped" in case.name and case.compiler[0] != "go" else dead.functions
     threads = [_thread(case, report, tid, stack, said if tid == dead.tid else None) for tid, stack in theirs.items()]
     if any(thread.kind != "equal" for thread in threads):
         other = debugger.eu_stack(dead.core, dead.program)

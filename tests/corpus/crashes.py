@@ -57,7 +57,7 @@ def crashed(case: Case) -> Crashed:
     """Return a case's crash. Raises CannotBuild."""
     program = _build(case)
     made_from: list[str | bytes] = [case.name, case.place, *case.arguments, _libc(), *(_JAILED, _MOUNTED)]
-    if case.place:
+    if _is_archived(case, program):
         made_from += [hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(_CAPTURE.glob("*.py"))]
     directory = (program.parents[1] if case.compiler else program.parent) / _digest(*made_from)
     with _alone(directory):
@@ -123,7 +123,7 @@ def _crash(case: Case, program: Path, directory: Path) -> None:
         try:
             with crash([*_SILENT, *argv, *case.arguments], seconds=_SECONDS) as dead:
                 subprocess.run(["cp", "--sparse=always", dead.core, directory / "core"], check=True)
-                if case.place or not _has_build_id(program):
+                if _is_archived(case, program):
                     _archive(dead.core, dead.core_pattern(), directory / "assets.tar")
                 told = {"exe": dead.exe, "tid": dead.tid, "functions": dead.said.get("functions", [])}
         except RuntimeError as error:
@@ -131,10 +131,11 @@ def _crash(case: Case, program: Path, directory: Path) -> None:
     (directory / "told").write_text(json.dumps(told))
 
 
-def _has_build_id(program: Path) -> bool:
-    """Say whether it can be known again; of a Go program by the note of Go's linker."""
-    done = subprocess.run(["readelf", "-nW", program], capture_output=True, text=True, check=False)
-    return "Build ID: " in done.stdout or "GO BUILDID" in done.stdout
+def _is_archived(case: Case, program: Path) -> bool:
+    """Say whether its files cannot be had later, or cannot be known again; a Go program by the note of Go's linker."""
+    files = [program, *([program.parent / "libside.so"] if case.side else [])] if case.compiler else []
+    listed = [subprocess.run(["readelf", "-nW", file], capture_output=True, text=True, check=False) for file in files]
+    return bool(case.place) or not all("Build ID: " in one.stdout or "GO BUILDID" in one.stdout for one in listed)
 
 
 def _archive(core: Path, words: Sequence[str], asset: Path) -> None:
