@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from coresnap.ground import elf
-from coresnap.ground.elf_file import Pread
+from coresnap.ground.elf_file import ElfFile, Pread
 from coresnap.snapshot.core import Core, open_core
 from coresnap.snapshot.images import Images
 from coresnap.snapshot.modules import Modules, list_modules
@@ -220,6 +220,27 @@ def test_musl(tmp_path: Path, mode: str, flags: tuple[str, ...]) -> None:
         "overflow-handled": ["fault_handler", "endless", "overflow_handled", "run", "thread"],
     }[mode]
     assert [name for index, name in enumerate(names) if name in wanted and names[index - 1 : index] != [name]] == wanted
+
+
+def test_tables_without_code(tmp_path: Path) -> None:
+    """archive keeps the tables of a file without a build-id, not its code: what a handler returns to cannot be read."""
+    died = die(tmp_path, "handlers", "-O2", "-static", compiler="musl-gcc")
+    data = died.exe.read_bytes()
+    segments = ElfFile(partial(_part, data), "file").segments
+    code = [range(one.offset, one.offset + one.filesz) for one in segments if one.flags & elf.PF_X]
+
+    def kept(count: int, offset: int) -> bytes:
+        return b"" if any(offset in one for one in code) else data[offset : offset + count]
+
+    with opened(died.core) as core:
+        listed = list_modules(core)
+        [main] = [module for module in listed.listed if module.path == str(died.exe)]
+        images = Images(core, {main.start: kept})
+        stack = Unwinder(core, listed, images).stack(core.notes.threads[0])
+        images.close()
+    known = ["die", "handler", "outer_handler", "two_handlers", "run", "thread"]
+    assert [name for name in died.names(stack) if name in known] == known
+    assert [frame.found for frame in stack.frames].count(Found.SIGNAL) == 2
 
 
 @pytest.mark.parametrize("mode", ["overflow", "overflow-handled", "deep"])

@@ -215,9 +215,8 @@ class Walker:
             return guess
         if step.is_signal:
             return Found.SIGNAL, caller
-        self._words.word(
-            caller[self._machine.stack_pointer] - 8
-        )  # a stack has something on it: a table may lead anywhere
+        # A stack has something on it; a table may lead anywhere.
+        self._words.word(caller[self._machine.stack_pointer] - 8)
         return Found.CFI, caller
 
     def _step(self, walk: Walk) -> Step:
