@@ -54,6 +54,10 @@ class Code:
         image = self._images.image(module)
         return loaded(image.file)(address - image.bias, count) if image.file is not None else data
 
+    def may_be_function(self, address: int) -> bool:
+        """Say whether an address is aligned like a function's, and it cannot be read whether a call is before it."""
+        return not (address % _ALIGNED_BYTES or self.can_read(address))
+
     def can_read(self, address: int) -> bool:
         """Say whether the bytes before an address can be had."""
         return bool(self.read(address - 1 & MASK, 1))
@@ -92,7 +96,7 @@ class Code:
             return True
         target = self._target(address)
         if target is None:
-            return bool(address % _ALIGNED_BYTES or not strictly or self.can_read(address))
+            return not (strictly and self.may_be_function(address))
         if not self.is_executable(callee):
             return True
         within = self._modules.find(target) is self._modules.find(callee)

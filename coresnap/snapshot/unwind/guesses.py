@@ -142,6 +142,6 @@ class Guesses:
         for strictly in (True, False):  # a tail call leads from where a call led to anywhere
             for place in range(start, start + 8 * _SCAN_WORDS, 8):
                 caller = self._popped(registers, place, strictly=strictly)
-                if caller is not None:
+                if caller is not None and not self._code.may_be_function(caller[self._machine.program_counter]):
                     return caller
         return None
