@@ -39,6 +39,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from coresnap.capture.reach import Pinned
+
 _FILES_NAMED_MAX = 20
 
 
@@ -69,7 +71,7 @@ class Reader:
             for fd in (*self._held_fds, self._fd, self._tell_fd):
                 os.close(fd)
             widen(write_fd)
-            send_members(write_fd, proc_fd, wish, lambda: os.read(told_fd, 1))
+            send_members(write_fd, proc_fd, wish, _pin, lambda: os.read(told_fd, 1))
         except OSError:
             pass  # the parent has gone on without us
         finally:
@@ -88,6 +90,12 @@ class Reader:
             if not whole:
                 os.kill(self._pid, 9)
             os.waitpid(self._pid, 0 if whole else os.WNOHANG)
+
+
+def _pin(proc_fd: int, maps: bytes, suspects: "list[bytes]", uid: int) -> "list[Pinned]":
+    from coresnap.capture.reach import pin  # few crashes need it
+
+    return pin(proc_fd, maps, suspects, uid)
 
 
 class Evidence:

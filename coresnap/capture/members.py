@@ -11,11 +11,13 @@ import os
 import stat
 import struct
 
-from coresnap.capture.reach import Pinned, pin
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+
+    from coresnap.capture.reach import Pinned
+
+    Pin = Callable[[int, bytes, list[bytes], int], list[Pinned]]
 
 HEADER = struct.Struct("<HI")
 #: The end of the victim's part, with the files that have been pinned; one of which all has been read; the end.
@@ -27,6 +29,10 @@ _MEMBER_MAX_BYTES = 4 << 20
 _TOTAL_MAX_BYTES = 12 << 20
 _LINKS_MAX = 4096
 _F_SETPIPE_SZ = 1031
+#: What lies below is the distribution's, but for one directory: everybody may read it, and it has build-ids.
+_SYSTEM = (b"/usr/", b"/lib", b"/bin/", b"/sbin/")
+_LOCAL = b"/usr/local/"
+DELETED = b" (deleted)"
 
 #: Files of /proc/PID in order of what they are worth, each with the most bytes of it that are kept. The first ones neither
 #: touch the process's memory nor wait for a lock of it.
@@ -72,14 +78,14 @@ class Wish:
         self.uid = uid
 
 
-def send_members(fd: int, proc_fd: int, wish: Wish, told: "Callable[[], bytes]") -> None:
+def send_members(fd: int, proc_fd: int, wish: Wish, pin: "Pin", told: "Callable[[], bytes]") -> None:
     """Read, and send what there is as it comes; a `proc_fd` below 0 is none. Raises OSError where nobody receives.
 
-    `told` waits for GO or STOP, where there are files to be read.
+    `pin` is coresnap.capture.reach's, which few crashes need; `told` waits for GO or STOP, where there are files to be read.
     """
     left_bytes = _TOTAL_MAX_BYTES
     pinned: list[Pinned] = []
-    for name, data in _members(proc_fd, wish, pinned):
+    for name, data in _members(proc_fd, wish, pin, pinned):
         kept = data[: min(_MEMBER_MAX_BYTES, left_bytes)]
         left_bytes -= len(kept)
         _send(fd, name, kept)
@@ -116,9 +122,9 @@ def _send(fd: int, name: str, data: bytes) -> None:
         message = message[os.write(fd, message) :]
 
 
-def _members(proc_fd: int, wish: Wish, pinned: "list[Pinned]") -> "Iterator[tuple[str, bytes]]":
+def _members(proc_fd: int, wish: Wish, pin: "Pin", pinned: "list[Pinned]") -> "Iterator[tuple[str, bytes]]":
     if proc_fd >= 0:
-        yield from _victim(proc_fd, wish, pinned)
+        yield from _victim(proc_fd, wish, pin, pinned)
     yield MARK, b" ".join(b"%b%x" % (MODULES.encode(), file.start) for file in pinned)
     for name, path, limit_bytes in HOST_FILES:
         data = read(path, limit_bytes)
@@ -132,7 +138,7 @@ def _members(proc_fd: int, wish: Wish, pinned: "list[Pinned]") -> "Iterator[tupl
         yield "host/pressure", lines
 
 
-def _victim(proc_fd: int, wish: Wish, pinned: "list[Pinned]") -> "Iterator[tuple[str, bytes]]":
+def _victim(proc_fd: int, wish: Wish, pin: "Pin", pinned: "list[Pinned]") -> "Iterator[tuple[str, bytes]]":
     maps = b""
     for name, limit_bytes in VICTIM_FILES:
         data = read(name, limit_bytes, proc_fd)
@@ -145,8 +151,36 @@ def _victim(proc_fd: int, wish: Wish, pinned: "list[Pinned]") -> "Iterator[tuple
         data = read(name, limit_bytes, proc_fd)
         if data is not None:
             yield f"proc/{name}", data
-    if maps and wish.modules_bytes:
-        pinned += pin(proc_fd, maps, wish.uid)
+    suspects = suspected(proc_fd, maps) if wish.modules_bytes else []
+    if suspects:
+        pinned += pin(proc_fd, maps, suspects, wish.uid)
+
+
+def suspected(proc_fd: int, maps: bytes) -> "list[bytes]":
+    """Return the lines of /proc/PID/maps whose executable files may be out of the snapshot's reach: most often there are none.
+
+    In PID 1's own mount namespace and root the system's files are as everybody finds them, where they have not been deleted.
+    """
+    lines = [line for line in maps.split(b"\n") if b"xp " in line and b" /" in line]
+    try:
+        usual = os.readlink("root", dir_fd=proc_fd) == "/"
+        usual = usual and os.readlink("ns/mnt", dir_fd=proc_fd) == _machine_s_namespace()
+    except OSError:
+        return []
+    return [line for line in lines if not (usual and is_the_system_s(line[line.index(b"/") :]))]
+
+
+def is_the_system_s(path: bytes) -> bool:
+    """Say whether a path in /proc/PID/maps is of a file of the distribution's, which everybody may read, and that is there."""
+    return path.startswith(_SYSTEM) and not path.startswith(_LOCAL) and not path.endswith(DELETED)
+
+
+def _machine_s_namespace() -> str:
+    """Return the mount namespace of PID 1, as far as it may be known; our own is the same then."""
+    try:
+        return os.readlink("/proc/1/ns/mnt")
+    except OSError:
+        return os.readlink("/proc/self/ns/mnt")
 
 
 def filter_environ(data: bytes, names: "Sequence[str]") -> bytes:

@@ -11,16 +11,13 @@ Run by the child that reads evidence, while the crashed process is held.
 
 import os
 
+from coresnap.capture.members import DELETED, is_the_system_s
 from coresnap.spool.stages import machine_s_root
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-#: What lies below is the distribution's, but for one directory: everybody may read it, and it has build-ids.
-_SYSTEM = (b"/usr/", b"/lib", b"/bin/", b"/sbin/")
-_LOCAL = b"/usr/local/"
-_DELETED = b" (deleted)"
 #: More files than that are not looked at, or not pinned: each costs some microseconds, or a descriptor.
 _LOOKED_AT_MAX = 2048
 PINNED_MAX = 256
@@ -49,7 +46,7 @@ class Pinned:
 class _View:
     """What the process's paths lead to, for the user `uid` in the mount namespace of PID 1."""
 
-    __slots__ = ("_open", "_uid", "_within", "root", "same")
+    __slots__ = ("_open", "_uid", "_within", "root")
 
     def __init__(self, proc_fd: int, uid: int) -> None:
         """Raises OSError where the process is gone."""
@@ -57,8 +54,6 @@ class _View:
         self.root = os.readlink(b"root", dir_fd=proc_fd).rstrip(b"/")
         self._uid = os.geteuid() if uid < 0 else uid
         self._open: dict[bytes, bool] = {b"": True}
-        machine = "/proc/1/ns/mnt" if self._within else "/proc/self/ns/mnt"
-        self.same = not self.root and os.readlink("ns/mnt", dir_fd=proc_fd) == os.readlink(machine)
 
     def find(self, path: bytes) -> "os.stat_result | None":
         """Return what is found under a path that /proc/PID/maps names; None where nothing is, or it may not be read."""
@@ -68,7 +63,7 @@ class _View:
         try:
             status = os.stat(self._within + path)
             return status if self._allows(status, 4) and self._opens(os.path.dirname(path).rstrip(b"/")) else None
-        except (OSError, ValueError):
+        except OSError:
             return None
 
     def _opens(self, directory: bytes) -> bool:
@@ -85,14 +80,16 @@ class _View:
         return not self._uid or bool(mode & bit)
 
 
-def pin(proc_fd: int, maps: bytes, uid: int) -> "list[Pinned]":
-    """Open the executable files that `uid` may not reach; `maps` is /proc/PID/maps. What cannot be told or opened is left out."""
-    lines = maps.split(b"\n")
+def pin(proc_fd: int, maps: bytes, suspects: "list[bytes]", uid: int) -> "list[Pinned]":
+    """Open the executable files that `uid` may not reach, of those in the lines `suspects` of `maps`, /proc/PID/maps.
+
+    What cannot be told or opened is left out.
+    """
     try:
-        wanted = _out_of_reach([line for line in lines if b"xp " in line], _View(proc_fd, uid))
-    except (OSError, ValueError):
+        wanted = _out_of_reach(suspects, _View(proc_fd, uid))
+    except OSError:
         return []
-    return list(_open(proc_fd, lines, wanted)) if wanted else []
+    return list(_open(proc_fd, maps.split(b"\n"), wanted)) if wanted else []
 
 
 def _out_of_reach(lines: "list[bytes]", view: _View) -> "dict[bytes, tuple[int, int] | None]":
@@ -104,15 +101,15 @@ def _out_of_reach(lines: "list[bytes]", view: _View) -> "dict[bytes, tuple[int, 
         if len(fields) < 6 or fields[1][2:3] != b"x" or fields[5][:1] != b"/":
             continue
         path, file = fields[5], b"%b %b" % (fields[3], fields[4])
-        if file in seen or (view.same and _is_the_system_s(path)):
+        if file in seen:
             continue
         seen.add(file)
         if len(seen) > _LOOKED_AT_MAX:
             break
-        found = None if path.endswith(_DELETED) else view.find(path)
+        found = None if path.endswith(DELETED) else view.find(path)
         if found is None:
             wanted[file] = None
-        elif not _is_the_system_s(path.removeprefix(view.root)) or file != b"%02x:%02x %d" % (
+        elif not is_the_system_s(path.removeprefix(view.root)) or file != b"%02x:%02x %d" % (
             os.major(found.st_dev),
             os.minor(found.st_dev),
             found.st_ino,
@@ -121,10 +118,6 @@ def _out_of_reach(lines: "list[bytes]", view: _View) -> "dict[bytes, tuple[int, 
             # later: that is looked at once nothing is held.
             wanted[file] = (found.st_dev, found.st_ino)
     return wanted
-
-
-def _is_the_system_s(path: bytes) -> bool:
-    return path.startswith(_SYSTEM) and not path.startswith(_LOCAL) and not path.endswith(_DELETED)
 
 
 def _open(proc_fd: int, lines: "list[bytes]", wanted: "dict[bytes, tuple[int, int] | None]") -> "Iterator[Pinned]":

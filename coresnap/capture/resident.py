@@ -16,6 +16,7 @@ from collections.abc import Callable
 import coresnap.capture.modules  # noqa: F401  # its child wants it for some crashes
 from coresnap.capture.evidence import Reader
 from coresnap.capture.members import GO, STOP, Wish, send_members, widen
+from coresnap.capture.reach import pin
 
 _REQUEST_MAX_BYTES = 64 << 10
 
@@ -61,7 +62,7 @@ class ResidentReader(Reader):
                     continue  # there were no files to be read
                 modules_bytes, uid, *environ = request.decode().split("\0")
                 wish = Wish(environ, int(modules_bytes), int(uid))
-                send_members(write_fd, fds[0] if fds else -1, wish, lambda: requests.recv(1))
+                send_members(write_fd, fds[0] if fds else -1, wish, pin, lambda: requests.recv(1))
                 for fd in fds:
                     os.close(fd)
         except OSError:

@@ -22,7 +22,7 @@ _HANDED_OVER = {
 #: What it may have loaded when it begins to copy a core by itself.
 _HELD = _HANDED_OVER | {
     *("coresnap.capture.capture", "coresnap.capture.copy", "coresnap.capture.evidence", "coresnap.capture.policy"),
-    *("coresnap.capture.members", "coresnap.capture.reach"),
+    "coresnap.capture.members",
     *("coresnap.capture.victim", "coresnap.ground.durable", "coresnap.ground.elf"),
     *(
         "coresnap.ground.flat",

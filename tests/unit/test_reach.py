@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from coresnap.capture.members import suspected
 from coresnap.capture.reach import PINNED_MAX, Pinned, pin
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="/proc/PID/map_files is followed by root alone")
@@ -55,7 +56,8 @@ def _process(*paths: Path, within: Sequence[str] = ()) -> Iterator[int]:
 def _pinned(pid: int, uid: int = 0) -> list[Pinned]:
     proc_fd = os.open(f"/proc/{pid}", os.O_RDONLY | os.O_DIRECTORY)
     try:
-        return pin(proc_fd, Path(f"/proc/{pid}/maps").read_bytes(), uid)
+        maps = Path(f"/proc/{pid}/maps").read_bytes()
+        return pin(proc_fd, maps, suspected(proc_fd, maps), uid)
     finally:
         os.close(proc_fd)
 
@@ -96,6 +98,20 @@ def _out_of_reach(pid: int, uid: int = 0) -> list[Pinned]:
         if file.reached is not None:
             file.close()
     return [file for file in pinned if file.reached is None]
+
+
+def test_the_usual_process_is_told_at_once() -> None:
+    """None of its files is looked up; of one in a mount namespace of its own they all are."""
+    proc_fd = os.open("/proc/self", os.O_RDONLY | os.O_DIRECTORY)
+    maps = Path("/proc/self/maps").read_bytes()
+    system = b"\n".join(line for line in maps.split(b"\n") if b" /usr/lib" in line)
+    assert b"xp " in system
+    assert suspected(proc_fd, system) == []
+    os.close(proc_fd)
+    with _process(within=_in_a_namespace("mount -t tmpfs none /mnt")) as pid:
+        proc_fd = os.open(f"/proc/{pid}", os.O_RDONLY | os.O_DIRECTORY)
+        assert len(suspected(proc_fd, Path(f"/proc/{pid}/maps").read_bytes())) >= 3
+        os.close(proc_fd)
 
 
 def test_a_deleted_file_outlives_its_process(public: Path) -> None:
@@ -171,5 +187,6 @@ def test_what_is_no_list_of_mappings() -> None:
     proc_fd = os.open("/proc/self", os.O_RDONLY | os.O_DIRECTORY)
     lines = [b"", b"x", b"1-2 r-xp 0 0:0 0", b"1000-2000 r-xp 00000000 00:01 7 /gone (deleted)", b"a b c d e /f"]
     lines += [b"zz-yy r-xp 00000000 00:01 8 /x\xff\n y (deleted)", b"3000-4000 rwxp 00000000 00:00 0 [heap]"]
-    assert pin(proc_fd, b"\n".join(lines), 0) == []
+    assert pin(proc_fd, b"\n".join(lines), lines, 0) == []
+    assert suspected(-1, b"\n".join(lines)) == []
     os.close(proc_fd)
