@@ -193,6 +193,7 @@ def test_where_gdb_is_lost(tmp_path: Path, mode: str) -> None:
         ),
         ("altstack", ["die", "handler", "interrupted", "on_another_stack", "run", "thread"]),
         ("zero", ["?", "call", "to_zero", "run", "thread"]),
+        ("noreturn", ["die", "never_returns", "last_call", "run", "thread"]),
         ("vdso", ["vdso", "run", "thread"]),
     ],
 )

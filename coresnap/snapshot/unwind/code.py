@@ -25,6 +25,8 @@ _ALIGNED_BYTES = 16
 #: push %rbp and mov %rsp, %rbp, in both encodings; lea of a place in the frame, as Go's compiler had it.
 _PROLOGUES = (b"\x55\x48\x89\xe5", b"\x55\x48\x8b\xec", b"\x48\x8d\x6c\x24", b"\x48\x8d\xac\x24")
 _PROLOGUE_BYTES = (512, 64, 32, 16, 8)
+#: How much of a function is looked through for such.
+_FRAMELESS_MAX_BYTES = 4096
 #: No function is larger.
 _FUNCTION_MAX_BYTES = 1 << 20
 
@@ -53,6 +55,16 @@ class Code:
             return data
         image = self._images.image(module)
         return loaded(image.file)(address - image.bias, count) if image.file is not None else data
+
+    def called_frameless(self, address: int, callee: int) -> bool:
+        """Say whether a direct call before a return address leads to the callee's function, which has set up no frame so far."""
+        if not self.is_return_address(address):
+            return False
+        target = self._target(address)
+        if target is None or not 0 <= callee - target < _FRAMELESS_MAX_BYTES:
+            return False
+        body = self.read(target, callee - target)
+        return len(body) == callee - target and not any(code in body for code in _PROLOGUES)
 
     def may_be_function(self, address: int) -> bool:
         """Say whether an address is aligned like a function's, and it cannot be read whether a call is before it."""

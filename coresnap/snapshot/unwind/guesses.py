@@ -40,6 +40,9 @@ class Guesses:
         top = self._popped(registers, stack, strictly=not jumped) if exact else None
         if top is not None:
             return Found.RETURN_ADDRESS if jumped else Found.SCAN, top
+        frameless = self._frameless(registers)
+        if frameless is not None:
+            return Found.SCAN, frameless
         framed = self._framed(registers)
         if framed is not None and self._is_framed(registers, framed):
             return Found.FRAME_POINTER, framed
@@ -123,6 +126,20 @@ class Guesses:
         if caller is not None:
             caller[machine.frame_pointer] = self._words.word(frame)
         return caller
+
+    def _frameless(self, registers: list[int]) -> list[int] | None:
+        """By a call between the stack pointer and the frame pointer to the frame's function: that one is the caller's then."""
+        machine = self._machine
+        stack, callee = registers[machine.stack_pointer], registers[machine.program_counter]
+        if not 0 <= registers[machine.frame_pointer] - stack <= _FRAME_MAX_BYTES:
+            return None
+        try:
+            for place in range(stack + 7 & ~7, min(registers[machine.frame_pointer], stack + 8 * _SCAN_WORDS), 8):
+                if self._code.called_frameless(self._words.word(place), callee):
+                    return self._popped(registers, place)
+        except Unread:
+            pass  # the end of the stack
+        return None
 
     def _is_framed(self, registers: list[int], caller: list[int]) -> bool:
         """Say whether the frame pointer is used as one: it leads to another one further up, or the code sets one up."""
