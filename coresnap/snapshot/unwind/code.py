@@ -84,6 +84,13 @@ class Code:
             self._returns[address] = known
         return known
 
+    def is_fault_of_go(self, address: int) -> bool:
+        """Say whether Go's runtime has left this return address: where it faulted, with a call of sigpanic that nothing made."""
+        module = self._modules.find(address)
+        if module is None or not module.go_build_id:
+            return False
+        return self.is_executable(address) and not self.is_return_address(address)
+
     def is_sigreturn(self, address: int) -> bool:
         """Say whether an address is that of the instructions that a signal handler returns to."""
         return any(self.read(address, len(code)) == code for code in self._sigreturn)

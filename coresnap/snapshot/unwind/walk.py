@@ -77,10 +77,11 @@ class Walk:
         )
 
     def name_exactly(self) -> None:
-        """Have the last frame named by where it is: nothing has called what a signal handler returns to."""
+        """Have the last frame named by where it is: it has not called, or nothing has called it."""
         kept = self.outer or self.inner
         address, _lookup, found, registers = kept[-1]
         kept[-1] = (address, address, found, registers)
+        self.lookup = address
 
     def goes_round(self, address: int, stack: int, from_stack: int) -> bool:
         """Say whether a walk to there would go in a circle. It may go down the stack, as to another one, but not twice."""
@@ -159,6 +160,8 @@ class Walker:
     def _one(self, walk: Walk) -> tuple[End, str] | None:
         """Take any one step; return why there is none."""
         machine, registers = self._machine, walk.registers
+        if walk.found is Found.CFI and self._code.is_fault_of_go(registers[machine.program_counter]):
+            walk.name_exactly()
         step = self._step(walk)
         if isinstance(step, Last):
             return End.BOTTOM, ""
