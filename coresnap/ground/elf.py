@@ -105,7 +105,8 @@ def read_core(pread: "Pread") -> CoreHeader:
     if phentsize != size_bytes:
         at = 54 if elf_class == 64 else 42
         raise BadInput(f"core: a program header of {phentsize} bytes at offset {at}, {size_bytes} expected")
-    header.segments_count = _many(pread, header, shoff) if phnum == PN_XNUM else phnum
+    count = _many(pread, header, shoff) if phnum == PN_XNUM else phnum
+    header.segments_count = min(count, _before_notes(pread, header) or count)
     if not 0 < header.segments_count <= SEGMENTS_MAX:
         raise BadInput(f"core: {header.segments_count} program headers")
     for segment in segments(pread, header):
@@ -148,6 +149,19 @@ def _segment(header: CoreHeader, values: "tuple[int, ...]") -> Segment:
     return Segment(type_, flags, offset, vaddr, filesz, memsz)
 
 
+def _before_notes(pread: "Pread", header: CoreHeader) -> int:
+    """Return how many program headers fit before the notes, where the first one is of these; else 0.
+
+    Whatever the count may say, it is wrong where it has the headers run into the notes, which can be read all the same.
+    """
+    shape = _shape(header)
+    data = _read(pread, shape.size, header.segments_offset)
+    first = _segment(header, shape.unpack(data)) if len(data) == shape.size else None
+    if first is None or first.type != PT_NOTE or not first.filesz:
+        return 0
+    return max(0, first.offset - header.segments_offset) // shape.size
+
+
 def _many(pread: "Pread", header: CoreHeader, shoff: int) -> int:
     """Count program headers that are too many for e_phnum.
 
@@ -165,9 +179,12 @@ def _many(pread: "Pread", header: CoreHeader, shoff: int) -> int:
         return count
     at = 44 if header.elf_class == 64 else 28
     data = _read(pread, 4, shoff + at) if shoff else b""
+    said = int(struct.unpack(header.order + "I", data)[0]) if len(data) == 4 else 0
+    if said < PN_XNUM and before_memory and 0 < count <= SEGMENTS_MAX:
+        return count  # they are not so many: e_phnum lies
     if len(data) < 4:
         raise BadInput(f"core: the count of its many program headers, at {shoff + at}, is cut off")
-    return int(struct.unpack(header.order + "I", data)[0])
+    return said
 
 
 def iter_notes(data: bytes, order: str = "<") -> "Iterator[tuple[str, int, int, int]]":
