@@ -16,19 +16,15 @@ from __future__ import annotations
 import os
 import shutil
 import stat
-import tempfile
 from typing import TYPE_CHECKING
 
 from coresnap.cli import dumps, terminal
-from coresnap.ground.errors import Refused, TryLater
+from coresnap.ground.errors import Refused
 from coresnap.ground.text import printable
 from coresnap.host import debug_cache
-from coresnap.spool import compressed
 
 if TYPE_CHECKING:
     import argparse
-
-_LARGE = "/var/tmp"  # noqa: S108  # what is made there has no name
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,9 +45,7 @@ def run(args: argparse.Namespace) -> int:
     with dumps.open_spool(dumps.dump_root(args.settings)) as spool, dumps.open_dump(spool, args.dump) as dump:
         document = dumps.load_record(dump)
         victim = document["victim"]
-        core_fd, is_compressed = dumps.open_core(dump)
-    if is_compressed:
-        core_fd = _unpacked(core_fd, document["core"]["size_bytes"])
+        core_fd = dumps.plain_core(dump, document)
     exe = args.exe or _executable(victim["exe"])
     if exe is None:
         terminal.note(f"no executable {printable(victim['exe'] or '')} is there: no symbols; --exe FILE names another")
@@ -59,18 +53,6 @@ def run(args: argparse.Namespace) -> int:
     argv = _argv(debugger, exe, f"/proc/self/fd/{core_fd}", args.arguments)
     environment = {name: value for name, value in os.environ.items() if name not in ("DEBUGINFOD_URLS", "PAGER")}
     os.execve(debugger, argv, environment)
-
-
-def _unpacked(fd: int, size_bytes: int) -> int:
-    """Return a descriptor of an unnamed file with the core in plain. Raises Refused, BadInput, TryLater."""
-    try:
-        with tempfile.TemporaryFile(dir=_LARGE) as file:
-            compressed.unpack(fd, file.fileno(), size_bytes)
-            return os.dup(file.fileno())
-    except OSError as error:
-        raise TryLater(f"{_LARGE}: {error.strerror}", hint="the core is unpacked there: free some space") from error
-    finally:
-        os.close(fd)
 
 
 def _executable(path: str | None) -> str | None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import re
 import stat
+import tempfile
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from coresnap.ground import durable, settings
 from coresnap.ground.errors import BadInput, Refused, TryLater
 from coresnap.ground.text import printable
-from coresnap.spool import record, stages
+from coresnap.spool import compressed, record, stages
 from coresnap.spool.stages import Dump, Spool
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 #: The stages of finished dumps, the way that a dump goes: one that moves on while they are read is not missed.
 LISTED = (stages.PENDING, stages.SENDING, stages.COMMITTED, stages.FAILED)
 CORE, ASSETS, SNAPSHOT, RECEIPT = stages.CORE, "assets.tar", "snapshot", "receipt.json"
+LARGE = "/var/tmp"  # noqa: S108  # what is made there has no name
 SHORT = 12
 _PREFIX_LEAST = 4
 _CANDIDATES_MOST = 8
@@ -227,3 +229,21 @@ def load_record(dump: Dump) -> Record:
         raise BadInput(f"{dump.stage}/{dump.uuid}: {printable(str(error))}", hint=error.hint) from error
     except OSError as error:
         raise Refused(f"{dump.stage}/{dump.uuid}: {record.NAME}: {error.strerror}") from error
+
+
+def plain_core(dump: Dump, document: Record) -> int:
+    """Open the dump's core for reading; a compressed one is unpacked into a file without a name.
+
+    Raises Refused, BadInput, TryLater.
+    """
+    fd, is_compressed = open_core(dump)
+    if not is_compressed:
+        return fd
+    try:
+        with tempfile.TemporaryFile(dir=LARGE) as file:
+            compressed.unpack(fd, file.fileno(), document["core"]["size_bytes"])
+            return os.dup(file.fileno())
+    except OSError as error:
+        raise TryLater(f"{LARGE}: {error.strerror}", hint="the core is unpacked there: free some space") from error
+    finally:
+        os.close(fd)

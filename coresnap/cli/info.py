@@ -4,6 +4,9 @@
 Once there is a snapshot, the stacks follow: that of the thread that crashed, then the others, threads with equal stacks
 together. The rounds of a recursion are counted instead, unless --all is given.
 
+--fresh makes a new report and shows that: after `coresnap symbols fetch` it has more names. The dump, and what has been
+delivered of it, stay as they are. The core is read with your rights, not in the sandbox of the service.
+
 --html writes all of it to a new file instead, - is standard output: one page that needs nothing else, for a browser.
 
 --json prints one object: stage, uuid, files, record (dump.json, whole), receipt and error_message. The report itself is
@@ -12,6 +15,7 @@ what `coresnap dump --snapshot` prints.
 examples:
   coresnap info 8460
   coresnap info 8460 --html crash.html
+  coresnap symbols fetch 8460; coresnap info 8460 --fresh
   coresnap info failed/84605573 --json
 """
 
@@ -25,8 +29,8 @@ import signal
 import sys
 from typing import TYPE_CHECKING, Any
 
-from coresnap.cli import dumps, reports, stacks, terminal, words
-from coresnap.ground import durable
+from coresnap.cli import dumps, fresh, reports, stacks, terminal, words
+from coresnap.ground import durable, settings
 from coresnap.ground.errors import BadInput, Refused, TryLater
 from coresnap.ground.text import human_bytes, human_duration, printable
 from coresnap.snapshot.classify import MEANINGS
@@ -68,6 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument("dump", metavar="UUID", help="the dump, [STAGE/]BEGINNING-OF-UUID")
     parser.add_argument("--all", action="store_true", help="print every frame of the stacks")
+    parser.add_argument("--fresh", action="store_true", help="make a new report, with the debug files of now")
     output = parser.add_mutually_exclusive_group()
     output.add_argument("--html", metavar="FILE", help="write a page for a browser to this new file; - is stdout")
     output.add_argument("--json", action="store_true", help="print JSON")
@@ -75,10 +80,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
-    with dumps.open_spool(dumps.dump_root(args.settings)) as spool, dumps.open_dump(spool, args.dump) as dump:
+    in_force = settings.load(args.settings)
+    with dumps.open_spool(in_force.dump_root) as spool, dumps.open_dump(spool, args.dump) as dump:
         document = dumps.load_record(dump)
         receipt = _json_object(dump, dumps.RECEIPT, _RECEIPT_MAX_BYTES)
-        report = _report(dump)
+        report = reports.parse(fresh.take(dump, document, in_force)) if args.fresh else _report(dump)
         files = sorted(os.listdir(dump.fd))
     if args.json:
         whole = {"stage": dump.stage, "uuid": dump.uuid, "files": files, "record": document}

@@ -10,7 +10,7 @@ coresnap-symbols.timer, off by default, does both from time to time: `systemctl 
 examples:
   coresnap symbols fetch 8460
   DEBUGINFOD_URLS=https://debuginfod.debian.net coresnap symbols fetch --all 8460
-  coresnap dump 8460 -o core && coresnap-snapshot --core core -o snapshot
+  coresnap info 8460 --fresh
   coresnap debug 8460
 
 Exit status 0: all that was wanted is there; 69: some of it no server has; 75: some of it could not be fetched for now.

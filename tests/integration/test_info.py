@@ -106,6 +106,37 @@ def test_a_real_crash_in_the_thread_that_crashed_first(made: Made, tmp_path: Pat
     assert re.search(r"store \(crash \+ 0x1[0-9a-f]{3}\)", first)
 
 
+@pytest.mark.parametrize("is_compressed", [False, True])
+def test_a_new_report(made: Made, tmp_path: Path, *, is_compressed: bool) -> None:
+    """It is made of the core, with the symbols that there are by now; the dump stays as it is."""
+    program = tmp_path / "crash"
+    program.write_bytes(build("crash").read_bytes())
+    program.chmod(0o755)
+    subprocess.run(["strip", "-o", tmp_path / "stripped", program], check=True)
+    with crash([program, "segv", "2"]) as crashed:
+        data = crashed.core.read_bytes()
+        (tmp_path / "stripped").replace(program)
+        stored = _encoded(report_of(crashed.core))
+    core = {"size_bytes": len(data), "disk_bytes": len(data), "compressed_bytes": None, "class": 64, "truncated": None}
+    spools.add(made, "committed", A, report=stored, exe=str(program), core=core)
+    directory = made.path("committed", A)
+    (directory / "core").write_bytes(data)
+    if is_compressed:
+        subprocess.run(["zstd", "-q", "--rm", directory / "core"], check=True)
+    assert " store (crash + " not in coresnap(made, "info", A).stdout
+    program.unlink()
+    program.write_bytes(build("crash").read_bytes())
+    assert " store (crash + " in coresnap(made, "info", A, "--fresh").stdout
+    assert (directory / "snapshot").read_bytes() == stored
+
+
+def test_no_new_report_of_what_is_no_core(made: Made) -> None:
+    spools.add(made, "committed", A)
+    told = coresnap(made, "info", A, "--fresh")
+    assert told.returncode == 65
+    assert "no new report: exit status 65: coresnap-snapshot: " in told.stderr
+
+
 def test_equal_stacks_are_printed_once(made: Made) -> None:
     """1,500 threads in three groups are three stacks, whatever their addresses."""
     report = _threads((1, ["die", "run"]), (1000, ["wait", "work", "run"]), (499, ["read", "run"]))
