@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -75,9 +76,11 @@ def analyse(
         first = Crash(core, contents, before.signal, before.frames[0].frame.registers, before.frames)
         classifiers += [kind for kind in classify(first)[1:] if kind not in classifiers]
     cause = before.signal if before else signal
+    main = listed.find(core.notes.auxv.get(AT_ENTRY, 0))
     mark = fingerprint(
         signals.name(cause.number) if cause else "",
         named,
+        program=os.path.basename(main.path.removesuffix(" (deleted)")) if main else "",
         exception=said.exception,
         raised=crash.raised,
         overflow="stack-overflow" in classifiers,

@@ -8,7 +8,9 @@ itself. These do not count, since they vary where the bug is the same:
 * the C, C++ and Rust runtimes, which raise what the program brought about, and by different ways in different versions;
 * the handler of a signal that raises another one: what counts is where the first came;
 * how deep a recursion was, and the endings that compilers put to names;
-* frames that were found by scanning the stack: they are no more than likely.
+* frames that were found by scanning the stack: they are no more than likely. Only where there is no other of the program
+  itself, as in a C library without unwind tables, the innermost of them counts; and where there is none of these either, the
+  program's name, lest the bugs of different programs be one.
 """
 
 from __future__ import annotations
@@ -59,17 +61,18 @@ class Fingerprint(NamedTuple):
 
 
 def fingerprint(
-    signal: str, frames: Sequence[Named], *, exception: str = "", raised: bool, overflow: bool
+    signal: str, frames: Sequence[Named], *, program: str = "", exception: str = "", raised: bool, overflow: bool
 ) -> Fingerprint:
     """Return the fingerprint of a crash by the faulting thread's frames, innermost first.
 
-    `raised` says that the signal was sent by a call, as abort does; `overflow` that the stack was full.
+    `program` is the executable's name, as far as it is known. `raised` says that the signal was sent by a call, as abort does;
+    `overflow` that the stack was full.
     """
     counted = _below_handler(frames) if raised else list(frames)
-    counted = _sure(counted)
-    own = [name for name in (_own(named) for named in counted) if name]
+    sure = _sure(counted)
+    own = [name for name in map(_own, sure) if name] or [name for name in map(_own, counted) if name][:1]
     if not own:
-        own = [name for name in (_name(named) for named in counted) if name]
+        own = [*([f"program {program}"] if program else ()), *(name for name in map(_name, sure) if name)]
     functions = _recursion(own) if overflow else []
     functions = functions or list(dict.fromkeys(own))[:FUNCTIONS_MAX]
     made_of = (signal, *((f"exception {exception}",) if exception else ()), *functions)

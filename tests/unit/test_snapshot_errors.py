@@ -6,6 +6,7 @@ from __future__ import annotations
 import functools
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -307,6 +308,23 @@ def test_the_signal_that_a_handler_was_for(c: Path) -> None:
     assert message.endswith("; in the handler of SIGSEGV: address not mapped (SEGV_MAPERR) at 0x10")
     assert "earlier_siginfo" not in errors.report(c, "handled-plainly")["annotations"]
     assert "earlier_siginfo" not in errors.report(c, "followed-null")["annotations"]
+
+
+def test_programs_of_which_only_their_c_library_is_sure_are_told_apart(tmp_path: Path) -> None:
+    """musl has no unwind tables: what called it can only be guessed."""
+    if shutil.which("musl-gcc") is None:
+        pytest.skip("musl-gcc is not installed")
+    found = []
+    for name in ("one", "other", "one"):
+        text = f"#include <stdlib.h>\n__attribute__((noipa)) void {name}(void) {{ abort(); }} int main(void) {{ {name}(); }}\n"
+        (tmp_path / f"{name}.c").write_text(text)
+        argv = ["musl-gcc", "-O1", "-Wl,--build-id", "-o", name, f"{name}.c"]
+        subprocess.run(argv, cwd=tmp_path, check=True)
+        found.append(errors.report(tmp_path / name))
+    made_of = [one["annotations"]["fingerprint"] for one in found]
+    assert found[0]["fingerprint"] == found[2]["fingerprint"], made_of
+    assert found[0]["fingerprint"] != found[1]["fingerprint"], made_of
+    assert made_of[1] == ["SIGABRT", "other"]
 
 
 def test_other_bugs_have_other_fingerprints(c: Path, cc: Path) -> None:
