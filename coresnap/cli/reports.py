@@ -122,7 +122,7 @@ def parse(data: bytes) -> Report | None:
         attributes={str(key): str(value)[:_TEXT_MAX] for key, value in attributes.items()},
         environment={str(key): str(value) for key, value in _object(annotations.get("environment")).items()},
         memory=(_number(region.get("start")), region["data"] if isinstance(region.get("data"), str) else ""),
-        missing=_texts(annotations.get("missing")),
+        missing=[*_texts(annotations.get("missing")), *_unread(document)],
     )
 
 
@@ -188,6 +188,12 @@ def _module(entry: dict[str, Any]) -> Module:
     named = " ".join(filter(None, (_text(package.get("name")), _text(package.get("version")))))
     numbers = _number(entry.get("start")), _number(entry.get("size"))
     return Module(_text(entry.get("path")), *numbers, _text(entry.get("build_id")), named)
+
+
+def _unread(document: dict[str, Any]) -> list[str]:
+    """Return of which modules names or unwind tables were wanted that could not be read, and why."""
+    told = ((_text(one.get("path")), _text(one.get("missing"))) for one in map(_object, _list(document.get("modules"))))
+    return [f"names of {path}: {why}" for path, why in told if why]
 
 
 def _object(value: Any) -> dict[str, Any]:

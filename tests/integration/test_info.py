@@ -106,6 +106,14 @@ def test_a_real_crash_in_the_thread_that_crashed_first(made: Made, tmp_path: Pat
     assert re.search(r"store \(crash \+ 0x1[0-9a-f]{3}\)", first)
 
 
+def test_why_a_module_has_no_names(made: Made) -> None:
+    modules = [{"path": "/srv/x", "missing": "its file is of another build"}, {"path": "/lib/y"}]
+    spools.add(made, "sending", A, report=_encoded({"modules": modules, "annotations": {"missing": ["a thing"]}}))
+    told = coresnap(made, "info", A).stdout
+    assert "Not in the report: a thing; names of /srv/x: its file is of another build\n" in told
+    assert "<li>names of /srv/x: its file is of another build</li>" in coresnap(made, "info", A, "--html", "-").stdout
+
+
 @pytest.mark.parametrize("is_compressed", [False, True])
 def test_a_new_report(made: Made, tmp_path: Path, *, is_compressed: bool) -> None:
     """It is made of the core, with the symbols that there are by now; the dump stays as it is."""
