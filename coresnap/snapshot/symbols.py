@@ -92,6 +92,11 @@ class _Table(NamedTuple):
                 limits.say(f"symbols: no more than {SYMBOLS_MAX} are looked at")
                 return
             if count * _ENTRY.size < _PIECE_BYTES:
+                if at + len(data) < end:
+                    there_bytes = at + len(data) - self.section.offset
+                    limits.say(
+                        f"symbols of {self.file.name}: {there_bytes} of {self.section.size_bytes} bytes are there"
+                    )
                 return
 
     def name(self, at: int) -> str:

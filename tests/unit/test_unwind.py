@@ -284,6 +284,15 @@ def test_a_core_without_the_stack(tmp_path: Path) -> None:
     assert (len(stack.frames), stack.end) == (1, End.NO_STACK)
 
 
+def test_what_a_coroutine_returns_to_is_looked_up_as_it_is(tmp_path: Path) -> None:
+    """Nothing has called it: before it another function ends."""
+    died = die(tmp_path, "contexts")
+    stack = unwound(died.core)[died.tid]
+    assert stack.end == End.BOTTOM
+    assert stack.frames[-1].lookup == stack.frames[-1].address
+    assert stack.frames[-2].lookup == stack.frames[-2].address - 1
+
+
 def test_registers_of_callers_are_gdbs(tmp_path: Path) -> None:
     """Those that calls leave as they were; all of them in a frame that a signal interrupted."""
     died = die(tmp_path, "handlers", "-O2")

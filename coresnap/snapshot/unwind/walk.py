@@ -236,6 +236,7 @@ class Walker:
         behind = step if walk.is_exact else self._steps.find(address)
         if isinstance(behind, NoStep):
             return step
+        walk.name_exactly()
         return behind if isinstance(behind, Special) and behind.is_signal else Last(self._machine.program_counter)
 
     def _plain(self, step: Plain, registers: list[int]) -> list[int]:
