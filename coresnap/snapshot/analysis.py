@@ -85,7 +85,7 @@ def analyse(
         raised=crash.raised,
         overflow="stack-overflow" in classifiers,
     )
-    missing = [*listed.missing, *own_names.missing, *located.missing]
+    missing = [*listed.missing, *unwinder.missing, *own_names.missing, *located.missing]
     return Analysis(
         listed,
         frames,

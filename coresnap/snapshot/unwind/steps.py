@@ -19,6 +19,7 @@ from coresnap.snapshot.unwind.tables import Budget, Tables
 from coresnap.snapshot.unwind.words import Words
 
 _KNOWN_MAX = 65536
+_DAMAGES_MAX = 16
 _TABLES_MAX = 1024
 
 
@@ -59,7 +60,7 @@ Step = Plain | Special | Last | NoStep
 
 
 class Steps:
-    """The steps by address; `plain` has those that are plain, for who is in a hurry."""
+    """The steps by address; `plain` has those that are plain, for who is in a hurry, `damages` what of tables was damaged."""
 
     def __init__(self, core: Core, modules: Modules, images: Images, machine: Machine) -> None:
         self._core = core
@@ -70,6 +71,7 @@ class Steps:
         self._budget = Budget()
         self._others: dict[int, Special | Last | NoStep] = {}
         self.plain: dict[int, Plain] = {}
+        self.damages: dict[str, None] = {}
 
     def find(self, address: int) -> Step:
         """Return the step from an address, which is the one to be looked up: of a call, it is within the call."""
@@ -77,6 +79,8 @@ class Steps:
         if known is not None:
             return known
         step = self._make(address)
+        if isinstance(step, NoStep) and step.damage and len(self.damages) < _DAMAGES_MAX:
+            self.damages[step.damage] = None
         if len(self.plain) + len(self._others) >= _KNOWN_MAX:
             self.plain.clear()
             self._others.clear()

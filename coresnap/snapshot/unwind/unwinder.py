@@ -26,6 +26,11 @@ class Unwinder:
         self._walker = Walker(core, modules, images, self._machine, self._limits) if self._machine else None
         self._bare_stacks: dict[tuple[object, ...], Stack] = {}
 
+    @property
+    def missing(self) -> list[str]:
+        """Return which unwind tables were damaged, as far as stacks were asked for."""
+        return self._walker.damages if self._walker else []
+
     def stack(self, thread: Thread) -> Stack:
         """Return the stack of a thread: at least its innermost frame, and why there are no more."""
         registers = thread.registers()

@@ -106,6 +106,11 @@ class Walker:
         self._code = Code(core.memory, modules, images, machine.sigreturn)
         self._guesses = Guesses(core.memory, self._code, self._steps, self._words, machine)
 
+    @property
+    def damages(self) -> list[str]:
+        """Return which tables could not be read, and why; frames may have been guessed all the same."""
+        return [f"unwind tables: {damage}" for damage in self._steps.damages]
+
     def walk(self, walk: Walk) -> tuple[End, str]:
         """Walk to the end of a stack; return why it ends."""
         self._words.begin()
