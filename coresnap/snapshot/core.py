@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import bisect
+import operator
 import os
 from array import array
 from collections.abc import Iterable
@@ -21,7 +22,10 @@ _HINT = "gdb reads this one; the core is kept"
 
 
 class Memory:
-    """The memory that a core has, in arrays by address: there may be a million segments. `fd` is the core's."""
+    """The memory that a core has, in arrays by address: there may be a million segments. `fd` is the core's.
+
+    Of addresses that several segments have those of the last one to start count; `overlapping` are those that start within another.
+    """
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
@@ -30,6 +34,7 @@ class Memory:
         self._offsets = array("Q")
         self._executable = array("Q")
         self._executable_ends = array("Q")
+        self.overlapping = 0
 
     def load(self, segments: Iterable[elf.Segment]) -> None:
         """Take the segments. A core may have them in any order (kernel.core_sort_vma)."""
@@ -49,6 +54,8 @@ class Memory:
         self._starts, self._sizes, self._offsets = (
             array("Q", [column[index] for index in order]) for column in (self._starts, self._sizes, self._offsets)
         )
+        ends = map(operator.add, self._starts, self._sizes)
+        self.overlapping = sum(map(operator.lt, self._starts[1:], ends))
 
     def read(self, address: int, size_bytes: int) -> bytes:
         """Return memory of the process, over the borders of segments; fewer bytes where the core does not have them."""

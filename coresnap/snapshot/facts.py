@@ -70,4 +70,8 @@ def missing_of(core: Core) -> list[str]:
         result.append(f"the core is cut: {core.size_bytes} of {core.expected_bytes} bytes")
     if core.notes_are_cut:
         result.append(f"the notes are cut: {len(core.notes.threads)} threads could be read")
+    if core.memory.overlapping:
+        result.append(
+            f"the memory: {core.memory.overlapping} segments lie over others, which is damage; what they hide is left out"
+        )
     return [*result, *core.notes.missing]

@@ -139,6 +139,8 @@ def test_headers_that_lie(whole: tuple[Path, bytes], tmp_path: Path, lie: _Lie) 
     report = _report(tmp_path / "core")
     assert report["attributes"]["signal.name"] == "SIGSEGV"
     assert report["threads"][report["mainThread"]]["stack"]
+    told = " ".join(report["annotations"].get("missing", []))
+    assert ("segments lie over others" in told) is (lie is _overlapping)
     if lie in (_absurd_count, _extended_count):
         assert _stack(report) == _stack(_report(whole[0].parent / "core"))
 
