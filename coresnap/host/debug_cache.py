@@ -33,6 +33,10 @@ def name_of(build_id: str) -> str:
     return f".build-id/{build_id[:2]}/{build_id[2:]}.debug"
 
 
+#: What makes the cache: tmpfiles.d has it.
+_HINT = "`systemd-tmpfiles --create` makes it"
+
+
 class Cache:
     """The cache, open. What is written there belongs to whom the cache belongs to."""
 
@@ -42,7 +46,7 @@ class Cache:
         try:
             self._fd = durable.open_directory(path)
         except OSError as error:
-            raise Refused(f"{path}: {error.strerror}", hint="`systemd-tmpfiles --create` makes it") from error
+            raise Refused(f"{path}: {error.strerror}", hint=_HINT if path == PATH else "make it first") from error
         status = os.fstat(self._fd)
         self._owner = status.st_uid, status.st_gid
 
