@@ -176,10 +176,10 @@ def test_a_panic_of_go(go: Path, mode: str, monkeypatch: pytest.MonkeyPatch) -> 
     assert found["classifiers"] == ["SIGABRT", "abort", "panic"]
 
 
-def test_a_function_of_go_that_faults_at_once_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_function_of_go_that_faults_at_once_is_named(go: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Go makes a fault a call of sigpanic, whose return address is the fault's: here the first one of its function."""
     monkeypatch.setenv("GOTRACEBACK", "crash")
-    found = errors.functions(errors.report(errors.compiled(tmp_path, "errors.go"), "null"))
+    found = errors.functions(errors.report(go, "null"))
     at = found.index("runtime.sigpanic")
     assert found[at + 1] == "main.null"
     assert [found[at + 2].startswith("main.main"), found[at + 3]] == [True, "main.main"]

@@ -62,17 +62,19 @@ class Guesses:
             return None
         return [self._words.word(stack + machine.context[number]) for number in range(len(registers))]
 
-    def _popped(self, registers: list[int], place: int, *, strictly: bool = False) -> list[int] | None:
+    def _popped(
+        self, registers: list[int], place: int, *, strictly: bool = False, framed: bool = False
+    ) -> list[int] | None:
         """Return the registers behind a return that finds its address at a place, if that may be one.
 
-        `strictly`: nothing else speaks for that place.
+        `strictly`: nothing else speaks for that place; `framed`: a frame pointer does, and it may be a fault of Go's.
         """
         machine = self._machine
         try:
             address = self._words.word(place)
         except Unread:
             return None
-        if not self._code.is_return_address(address):
+        if not self._code.is_return_address(address) and not (framed and self._code.is_fault_of_go(address)):
             return None
         if not self._code.may_have_called(address, registers[machine.program_counter], strictly=strictly):
             return None
@@ -122,7 +124,7 @@ class Guesses:
         frame = registers[machine.frame_pointer]
         if frame & 7 or not 0 <= frame - registers[machine.stack_pointer] <= _FRAME_MAX_BYTES:
             return None
-        caller = self._popped(registers, frame + 8)
+        caller = self._popped(registers, frame + 8, framed=True)
         if caller is not None:
             caller[machine.frame_pointer] = self._words.word(frame)
         return caller

@@ -165,7 +165,9 @@ class Walker:
     def _one(self, walk: Walk) -> tuple[End, str] | None:
         """Take any one step; return why there is none."""
         machine, registers = self._machine, walk.registers
-        if walk.found is Found.CFI and self._code.is_fault_of_go(registers[machine.program_counter]):
+        if walk.found in (Found.CFI, Found.FRAME_POINTER) and self._code.is_fault_of_go(
+            registers[machine.program_counter]
+        ):
             walk.name_exactly()
         step = self._step(walk)
         if isinstance(step, Last):
