@@ -16,6 +16,7 @@ from coresnap.capture.copy import Copied, copy
 from coresnap.capture.evidence import Evidence, Reader
 from coresnap.capture.members import Wish
 from coresnap.capture.source import Gone, Withdrawn
+from coresnap.capture.victim import comm_of, exe_of
 from coresnap.ground import durable
 from coresnap.ground.errors import CoresnapError, Refused
 from coresnap.spool.quota import QuotaExceeded, Reservation, check_free
@@ -132,11 +133,18 @@ class Capture:
         try:
             check_free(os.statvfs(self.within + self.settings.root), self.settings.quota_percent, OVERHEAD_BYTES)
         except QuotaExceeded:
-            # The ledger has its name all the same.
-            self.evidence = Evidence(proc, Wish(), None, comm=not self.victim.comm)
+            if proc is not None:
+                self._name(proc)  # the ledger has its name all the same
             raise
         except OSError:
             pass  # what is wrong there the spool tells
+
+    def _name(self, proc: str) -> None:
+        """Read what the process is called, and nothing else."""
+        victim = self.victim
+        names = victim.comm or comm_of(proc), exe_of(proc)
+        if victim.pidfd is None or not has_exited(victim.pidfd):
+            victim.comm, victim.exe = names[0], names[1] or victim.exe
 
     def _take_evidence(self) -> None:
         assert self.evidence is not None

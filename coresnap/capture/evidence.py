@@ -103,26 +103,23 @@ class Evidence:
 
     __slots__ = ("_buffer", "_fd", "_forgotten", "_reader", "_sink", "_unread", "members", "read_whole", "victim_read")
 
-    def __init__(self, proc: "str | None", wish: "Wish", reader: "Reader | None", *, comm: bool = True) -> None:
-        """Start reading. `proc` is the directory of the process in /proc, None where it is not known.
-
-        Without a reader nothing but its names is read, without `comm` that of the executable alone.
-        """
+    def __init__(self, proc: "str | None", wish: "Wish", reader: "Reader") -> None:
+        """Start reading. `proc` is the directory of the process in /proc, None where it is not known."""
         self.members: dict[str, bytes] = {}
-        self.victim_read = self.read_whole = reader is None
+        self.victim_read = self.read_whole = False
         self._forgotten = False
         self._unread: set[str] = set()
         self._sink: Callable[[str, bytes], None] | None = None
         self._buffer = bytearray()
-        self._reader = reader
+        self._reader: Reader | None = reader
         proc_fd = _directory(proc)
         try:
-            self._fd = reader.start(proc_fd, wish) if reader else -1
+            self._fd = reader.start(proc_fd, wish)
         except OSError:  # no process, or no descriptor, to be had: the core is still taken
             self._fd = -1
             self.victim_read = self.read_whole = True
         if proc_fd >= 0:
-            self.members.update(_first(proc_fd) if reader else _names(proc_fd, comm))
+            self.members.update(_first(proc_fd))
             os.close(proc_fd)
 
     def wait_for_victim(self, budget_usec: int) -> None:
@@ -220,12 +217,3 @@ def _first(proc_fd: int) -> "Iterator[tuple[str, bytes]]":
         target = link(name, proc_fd)
         if target is not None:
             yield f"proc/{name}", target
-
-
-def _names(proc_fd: int, comm: bool) -> "Iterator[tuple[str, bytes]]":
-    """Yield what the ledger calls the process by."""
-    name, exe = read("comm", 64, proc_fd) if comm else None, link("exe", proc_fd)
-    if name is not None:
-        yield "proc/comm", name
-    if exe is not None:
-        yield "proc/exe", exe

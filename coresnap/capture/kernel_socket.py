@@ -14,7 +14,7 @@ import time
 
 from coresnap.capture.capture import has_exited
 from coresnap.capture.source import Gone, Source
-from coresnap.capture.victim import Victim
+from coresnap.capture.victim import Victim, comm_of
 from coresnap.ground.errors import BadInput
 
 _HEAD = struct.Struct("=IIQ")
@@ -107,22 +107,8 @@ def victim_of(connection: socket.socket) -> Victim:
         victim.pid, victim.uid, victim.gid = _PEER.unpack(peer)
     victim.dumpable = 1 if dumped & _DUMPED_AS_USER else 2
     victim.time = int(time.time())
-    victim.comm = _comm(tgid, pidfd)
+    comm = comm_of(f"/proc/{tgid}")
+    victim.comm = None if has_exited(pidfd) else comm  # its number may be another's by now
     if mask & _INFO_SIGNAL:
         victim.signal = number
     return victim
-
-
-def _comm(pid: int, pidfd: int) -> "str | None":
-    """Return a process's name; proc_pid_comm(5)."""
-    try:
-        fd = os.open(f"/proc/{pid}/comm", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return None
-    try:
-        name = os.read(fd, 64).removesuffix(b"\n").decode("utf-8", "replace")
-        return None if has_exited(pidfd) else name  # its number may be another's by now
-    except OSError:
-        return None
-    finally:
-        os.close(fd)

@@ -58,3 +58,25 @@ def from_core_pattern(arguments: "Sequence[str]") -> Victim:
         path = arguments[len(_ORDER)].replace("!", "/")
         victim.exe = os.fsencode(path).decode("utf-8", "replace") or None
     return victim
+
+
+def comm_of(proc: str) -> "str | None":
+    """Return the name in a process's directory of /proc, None where it cannot be read; proc_pid_comm(5)."""
+    try:
+        fd = os.open(f"{proc}/comm", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        return os.read(fd, 64).removesuffix(b"\n").decode("utf-8", "replace")
+    except OSError:
+        return None
+    finally:
+        os.close(fd)
+
+
+def exe_of(proc: str) -> "str | None":
+    """Return the executable's path by a process's directory of /proc, None where it cannot be read; proc_pid_exe(5)."""
+    try:
+        return os.readlink(os.fsencode(f"{proc}/exe")).decode("utf-8", "replace")
+    except OSError:
+        return None
