@@ -32,6 +32,8 @@ from coresnap.ground.log import Log
 WAITING = 2
 #: A worker serves so many crashes; what they may have left behind in it ends with it.
 _CRASHES_MOST = 256
+#: A process that has been let go has still to end, and its parent to hear of it: that comes before its dump is finished.
+_LET_GO_SECONDS = 0.02
 #: So many captures wait to be finished while further processes crash; each has some ten descriptors open.
 _HELD_MOST = 32
 
@@ -80,16 +82,19 @@ class Worker:
             epoll.register(fd, select.EPOLLIN | select.EPOLLEXCLUSIVE)
         reader = ResidentReader(self._close_listeners)
         crashes = 0
+        pause_seconds = 0.0
         while crashes < _CRASHES_MOST and self.board.count(WAITS) <= WAITING:
             with suppress(OSError):  # it will be tried again, and a core without evidence is a core
                 reader.make_ready()
-            ready = [fd for fd, _events in epoll.poll(0 if self.held else None)]
+            ready = [fd for fd, _events in epoll.poll(pause_seconds if self.held else None)]
+            pause_seconds = 0.0
             if stopped_fd in ready:
                 break
             # No process waits for what another one's dump needs after that has been let go.
             if ready and len(self.held) < _HELD_MOST:
                 for fd in ready:
                     crashes += self._take(names[fd], want_fd, reader, is_probe)
+                pause_seconds = _LET_GO_SECONDS
             elif self.held:
                 self._finish()
             if not self.held:
