@@ -75,6 +75,9 @@ def test_a_journal_that_is_away_holds_nothing_up(enabled: Machine) -> None:
         enabled.sh(CRASH)
         until(enabled, '[ "$(ls /var/lib/coresnap/committed | wc -l)" -ge 1 ]')
     finally:
-        enabled.sh("systemctl start systemd-journald.socket systemd-journald-dev-log.socket systemd-journald.service")
+        # What writes to the sockets meanwhile has them started, too, and one job may cancel another.
+        until(
+            enabled, "systemctl start systemd-journald.socket systemd-journald-dev-log.socket systemd-journald.service"
+        )
     (dump,) = json.loads(enabled.sh("coresnap list --json").stdout)
     assert dump["record"]["core"]["truncated"] is None
