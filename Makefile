@@ -39,7 +39,7 @@ test:
 
 test-venv: $(VENV)/stamp
 	@tools/need $(TEST_NEEDS)
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -m 'not walk'
 
 corpus:
 	@tools/need $(TEST_NEEDS) $(CORPUS_NEEDS)

@@ -10,6 +10,8 @@ from tests.corpus.compare import Thread, compare
 from tests.corpus.crashes import CannotBuild, crashed
 from tests.corpus.names import plain
 
+pytestmark = pytest.mark.walk
+
 _QUICK = [case for case in CASES if case.quick]
 #: Debug information has names for these languages' functions that are not made of their symbols.
 _NAMED_OTHERWISE = ("rustc", "go")

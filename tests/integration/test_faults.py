@@ -16,6 +16,8 @@ import pytest
 
 from tests.support.site import Site, assert_whole
 
+pytestmark = pytest.mark.walk
+
 ACTIONS = ["kill", "ENOSPC", "EIO", "EDQUOT", "EINTR", "short"]
 
 

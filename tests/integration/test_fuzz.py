@@ -16,6 +16,8 @@ from tests.corpus import fuzz
 from tests.corpus.material import Material
 from tests.crash import REPOSITORY
 
+pytestmark = pytest.mark.walk
+
 _SEED = "20261126"
 
 
