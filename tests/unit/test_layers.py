@@ -91,7 +91,7 @@ def test_little_is_imported_while_a_process_is_held(imports: str, allowed: set[s
 def test_the_snapshot_starts_without_what_is_slow_to_import() -> None:
     """A snapshot of most cores takes no longer than its imports do. Data are named tuples there: dataclasses imports inspect."""
     program = "import sys; sys.path.insert(0, sys.argv[1]); import coresnap.take_snapshot; print(*sys.modules)"
-    argv = [sys.executable, "-I", "-c", program, str(_PACKAGE.parent)]
+    argv = [sys.executable, "-IS", "-c", program, str(_PACKAGE.parent)]  # what a virtual environment adds is not ours
     loaded = set(subprocess.run(argv, capture_output=True, text=True, check=True).stdout.split())
     slow = {
         "dataclasses",

@@ -208,7 +208,8 @@ def test_an_asset_that_lies(core: Path, tmp_path: Path, make: Callable[[], bytes
     assert (done.returncode, done.stderr) == (0, b"")
     report = json.loads(done.stdout)
     assert report["attributes"]["descriptor.count"] == 64
-    (line,) = report["annotations"]["missing"]
+    # Where drgn is installed it has too little room, too, and says so.
+    (line,) = [line for line in report["annotations"]["missing"] if line.startswith("the asset: ")]
     assert line.startswith(f"the asset: {says}")
 
 
