@@ -10,6 +10,7 @@ import socket
 import subprocess
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from tests.system.booted import Booted, Done, GuestError
@@ -107,7 +108,8 @@ class Machine(Booted):
     def reboot(self) -> None:
         """Shut the guest down as an administrator does, and start it again."""
         assert self._qemu is not None
-        self.run("systemctl", "--no-block", "reboot", check=False)
+        with suppress(GuestError):  # it may be down before it has answered
+            self.run("systemctl", "--no-block", "reboot", check=False)
         self._qemu.wait(_BOOT_SECONDS)  # it ends in place of a reset
         self._disconnect()
         self.boot()
