@@ -13,6 +13,9 @@ DESCRIPTION
     (after `make install`; a distribution's package has it in /usr/lib/coresnap). core_pipe_limit has to be above 0, so
     that the kernel keeps /proc/PID until archive has read it.
 
+    As it is installed a shell script comes before it, archive.sh: in a storm of crashes that lets ten archives run at a time,
+    by locks on /run/coresnap/gate.0 to gate.9, and has the others wait for two minutes at most.
+
     It reads what dies with the process from /proc/PID, copies the core from standard input, sparsely and in one pass,
     and closes its input: from then on the process is gone. Then it makes the dump durable and renames it to pending.
     An argument that the kernel left empty, or that is missing, is unknown and no error; by hand, `archive < core` works.
