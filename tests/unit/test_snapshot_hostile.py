@@ -18,6 +18,7 @@ from coresnap.ground import elf
 from coresnap.ground.errors import BadInput
 from coresnap.snapshot import modules, report
 from coresnap.snapshot.core import open_core
+from tests.corpus.material import core_spots
 from tests.fixtures import cores
 from tests.fixtures.cores import Load
 from tests.unit.test_snapshot import VALIDATOR
@@ -61,25 +62,10 @@ def _mutate(data: bytearray, chance: random.Random, spots: list[range]) -> None:
                 struct.pack_into(layout, data, at, value)
 
 
-def _spots(data: bytes) -> list[range]:
-    """Return where a core's structure is: its headers, each kind of note, the heads of its modules."""
-    header = elf.read_core(lambda count, offset: data[offset : offset + count])
-    notes = data[header.notes_offset : header.notes_end]
-    spots = [range(64), range(64, 64 + 56 * header.segments_count)]
-    for _name, kind, at, size_bytes in elf.iter_notes(notes):
-        if kind in (1, 3, 6, cores.NT_SIGINFO, cores.NT_FILE):
-            spots.append(range(header.notes_offset + at - 20, header.notes_offset + at + min(size_bytes, 400)))
-    at = data.find(b"\x7fELF", 64)
-    while at >= 0:
-        spots.append(range(at, min(at + 1024, len(data))))
-        at = data.find(b"\x7fELF", at + 1)
-    return spots
-
-
 @pytest.mark.parametrize("which", ["real", "small"])
 def test_mutated_cores(real_core: Path, which: str) -> None:
     whole = real_core.read_bytes() if which == "real" else cores.small()
-    spots = _spots(whole)
+    spots = core_spots(whole)
     chance = random.Random(_SEED)
     outcomes = {True: 0, False: 0}
     for _ in range(_MUTATIONS):
@@ -94,7 +80,7 @@ def test_mutated_cores(real_core: Path, which: str) -> None:
 def test_cut_at_every_structure(real_core: Path) -> None:
     whole = real_core.read_bytes()
     threads = []
-    for spot in _spots(whole):
+    for spot in core_spots(whole):
         for cut in (spot.start, spot.start + 1, (spot.start + spot.stop) // 2, spot.stop - 1):
             found = _report(whole[:cut])
             threads.append((cut, len(found["threads"]) if found else 0))
