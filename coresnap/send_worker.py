@@ -159,7 +159,7 @@ def _answer(kept: _Kept, request: dict[str, Any], files: dict[str, int]) -> dict
         return {"status": "refused", "detail": error.line()}
     except (Parked, BadSettings, Refused) as error:  # no such store, no such command: no dump is to blame
         kept.close()
-        return {"status": "parked", "detail": error.line()}
+        return {"status": "parked", "detail": error.line(), "scope": getattr(error, "scope", "store")}
     except CoresnapError as error:
         kept.close()
         return {"status": "later", "detail": error.line(), "retry_after_usec": getattr(error, "retry_after_usec", None)}

@@ -86,6 +86,9 @@ FIELDS: "dict[str, Any]" = {
     "history": _List({"time_usec": _INT, "event": _STR, "detail": _STR}, HISTORY_MAX),
 }
 
+#: What a record from before there was such a field has in it.
+_ADDED = {"fingerprint": None}
+
 
 def parse(data: bytes) -> "Record":
     """Read a record. Raises BadInput naming the key that is not as declared."""
@@ -101,7 +104,8 @@ def parse(data: bytes) -> "Record":
         )
     if version != VERSION:
         raise BadInput(f"{NAME}: version: {VERSION} expected")
-    document.setdefault("fingerprint", None)  # a record from before there were any
+    for name, value in _ADDED.items():
+        document.setdefault(name, value)
     _check(document, FIELDS, "")
     return document  # type: ignore[no-any-return]  # _check has just established it
 

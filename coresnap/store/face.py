@@ -41,7 +41,11 @@ class StoreBusy(TryLater):
 
 
 class Parked(TryLater):
-    """The store or the project takes nothing until somebody has mended it."""
+    """The store or the project takes nothing until somebody has mended it; `scope` says which: "store" or "project"."""
+
+    def __init__(self, message: str, *, hint: str = "", scope: str = "store") -> None:
+        super().__init__(message, hint=hint)
+        self.scope = scope
 
 
 class StoreRefused(Refused):

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 from coresnap.ground import formats
 from coresnap.ground.settings.load import FILE_NAME, SEARCH
-from coresnap.ground.settings.table import TABLE, Setting
+from coresnap.ground.settings.row import Setting
+from coresnap.ground.settings.table import TABLE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The rows of the table of settings: the spool, and the taking of cores."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from coresnap.ground.settings import kinds
+from coresnap.ground.settings.row import SECOND, G, row
+
+
+# A row is its line and its text; the formatter would make it ten lines.
+# fmt: off
+@dataclass(frozen=True)
+class CaptureValues:
+    """The values of these rows."""
+
+    dump_root: str = row(
+        "dump.root", kinds.PATH, "/var/lib/coresnap", "dump", """
+        The spool: the directory that holds the dumps, one directory a stage. All of it has to lie on one file system,
+        since a dump moves from stage to stage by rename(2).
+        """,
+        archive="root",
+    )
+    dump_mode: int = row(
+        "dump.mode", kinds.Mode(0o600, 0o777), "0600", "dump", """
+        Mode of the files in a dump. A core holds whatever the process had in memory, passwords among it: think before
+        you let others read it. The owner can always read and write.
+        """,
+        archive="mode",
+    )
+    dump_user: str = row(
+        "dump.user", kinds.USER, "coresnap", "dump", """
+        User who owns the dumps. A user who is named here has to exist; where the user of the default does not, a dump
+        belongs to whoever writes it.
+        """,
+        archive="uid",
+    )
+    dump_group: str = row(
+        "dump.group", kinds.GROUP, "coresnap", "dump", """
+        Group of the dumps. What holds for dump.user holds for it.
+        """,
+        archive="gid",
+    )
+    dump_quota_percent: int = row(
+        "dump.quota", kinds.Share(0, 100), "10%", "dump", """
+        Share of the file system of dump.root that has to stay free. A core that would leave less is not kept: `coresnap
+        why` tells of it. Captures under way count with what they are going to write.
+        """,
+        archive="quota_percent",
+    )
+    dump_ceiling_bytes: int = row(
+        "dump.ceiling", kinds.Bytes(0, 1 << 60), "0", "dump", """
+        Most bytes that the dumps together may take on the disk; 0 is no such limit. A core that would take more is not
+        kept.
+        """,
+        archive="ceiling_bytes",
+    )
+
+    archive_environ: tuple[str, ...] = row(
+        "archive.environ", kinds.Words(r"[A-Za-z_][A-Za-z0-9_]*[*]?|[*]", "names of variables, * for the rest of one"),
+        "PATH LANG LANGUAGE LC_* TERM SHELL HOME USER LOGNAME PWD TZ TMPDIR LD_LIBRARY_PATH LD_PRELOAD GOTRACEBACK"
+        " INVOCATION_ID XDG_SESSION_ID XDG_SESSION_TYPE", "archive", """
+        Environment variables of the crashed process that are kept in the asset; an asterisk at the end stands for any
+        rest. Environments hold secrets, so what is not listed is left out. Empty keeps none, * keeps all.
+        """,
+        archive="environ",
+    )
+    archive_evidence_budget_usec: int = row(
+        "archive.evidence_budget", kinds.Duration(10_000, 60 * SECOND), "1s", "archive", """
+        Longest time to read from /proc while the crashed process is held. What has not been read by then is missing in
+        the asset; the core is taken all the same.
+        """,
+        archive="evidence_budget_usec",
+    )
+    archive_modules_max_bytes: int = row(
+        "archive.modules_max_bytes", kinds.Bytes(0, G), "32M", "archive", """
+        Most bytes that are kept, in the asset, of mapped executables and libraries that the snapshot will not reach under
+        their paths: deleted or replaced ones, those of containers and of services with a /tmp of their own, those that
+        dump.user may not read. It is their unwind tables and symbols, without which stacks have one frame; they are read
+        once the process has been let go. 0 keeps none.
+        """,
+        archive="modules_max_bytes",
+    )
+
+    archive_rlimit_core: str = row(
+        "archive.rlimit_core", kinds.Choice(("ignore", "honour")), "ignore", "archive", """
+        Whether a process whose soft RLIMIT_CORE is 0, which is what most services have, is captured all the same: ignore
+        captures it, honour leaves its core and puts that on record. A limit above 0 never cuts a core. A limit of 1 is like
+        one of 0, but where cores come through a pipe the kernel itself passes over such a process, unasked.
+        """,
+        archive="rlimit_core",
+    )
+    archive_jobs: int = row(
+        "archive.jobs", kinds.Number(1, 1024), "16", "archive", """
+        Most captures at once by the capture service, which reads this when it is started. Further crashes wait, held,
+        until one of them has ended.
+        """,
+        archive="jobs",
+    )

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The rows of the table of settings: projects, delivery, retention."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from coresnap.ground.settings import kinds
+from coresnap.ground.settings.row import DAY, SECOND, M, row
+from coresnap.ground.settings.snapshot_rows import SnapshotValues
+
+if TYPE_CHECKING:
+    from coresnap.ground.settings.rules import Rule
+
+
+# A row is its line and its text; the formatter would make it ten lines.
+# fmt: off
+@dataclass(frozen=True)
+class DeliveryValues(SnapshotValues):
+    """The values of these rows."""
+
+    formats: tuple[Rule, ...] = row(
+        "format.1", kinds.Rules(), "blackhole", "format", """
+        Project, and name of the token, for a crash. `format.N = PROJECT %e REGEX` is for executables in whose name,
+        without its directory, the regular expression is found; it may be repeated, with the same number or others. The
+        first match counts: the lower number first, then the one that stands first. `format.N = PROJECT` is for all
+        other crashes, whatever its number.
+        """,
+    )
+
+    purge_age_usec: int = row(
+        "purge.age", kinds.Duration(SECOND, 36500 * DAY), "30d", "daemon", """
+        Age at which delivered and failed dumps are removed. What still waits for its snapshot or its delivery is not.
+        """,
+    )
+    purge_disabled: bool = row(
+        "purge.disabled", kinds.Flag(), "false", "daemon", """
+        Remove nothing by age.
+        """,
+    )
+
+    send_command: tuple[str, ...] = row(
+        "send.command", kinds.Argv("SBaPt", may_be_empty=True), "", "send", """
+        Command that delivers a snapshot in place of coresnap itself, such as `/opt/backtrace/bin/coroner -c
+        /usr/local/etc/coroner.cf put %P %t %S`. Its exit status 0 says that the store has the snapshot.
+        """,
+    )
+    send_coroner: str = row(
+        "send.coroner", kinds.PATH, "/usr/local/etc/coroner.cf", "send", """
+        Coroner's configuration file: the address of an object store and its tokens. Where this file exists that store
+        takes the place of send.store. This version does not speak to it by itself: send.command can have coroner do
+        it, and as long as neither is arranged the dumps wait in sending.
+        """,
+    )
+    send_store: str = row(
+        "send.store", kinds.STORE, "file:/var/lib/coresnap-store", "send", """
+        Store that snapshots are delivered to where send.coroner names no file that exists: `file:` and a directory.
+        """,
+    )
+    send_attempts: int = row(
+        "send.attempts", kinds.Number(0, 1_000_000), "0", "send", """
+        Attempts to deliver a snapshot before its dump moves to failed; 0 never gives up.
+        """,
+    )
+    send_timeout_usec: int = row(
+        "send.timeout", kinds.Duration(SECOND, 7 * DAY), "5min", "send", """
+        Longest time that one delivery may take.
+        """,
+    )
+    store_max_bytes: int = row(
+        "store.max_bytes", kinds.Bytes(M, 1 << 60), "1G", "store", """
+        Most bytes that the `file:` store may hold; the oldest snapshots make room.
+        """,
+    )
+    store_max_age_usec: int = row(
+        "store.max_age", kinds.Duration(SECOND, 36500 * DAY), "90d", "store", """
+        Age at which snapshots are removed from the `file:` store.
+        """,
+    )
