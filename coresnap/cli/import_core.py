@@ -21,12 +21,14 @@ from typing import TYPE_CHECKING
 from coresnap.capture.capture import Capture
 from coresnap.capture.finish import Outcome, finish
 from coresnap.capture.source import Source
+from coresnap.capture.tell import tell
 from coresnap.capture.victim import Victim
 from coresnap.cli import dumps, terminal, words
 from coresnap.cli.terminal import Progress
 from coresnap.ground import elf, settings
 from coresnap.ground.errors import BadInput, CoresnapError
 from coresnap.ground.flat import ArchiveSettings
+from coresnap.ground.log import Log
 
 if TYPE_CHECKING:
     import argparse
@@ -82,7 +84,9 @@ def _import(path: str, exe: str | None, archive_settings: ArchiveSettings) -> Ou
         capture = Capture(archive_settings, victim, source.transport, time.monotonic_ns())
         with Progress(path, status.st_size, lambda: os.lseek(fd, 0, os.SEEK_CUR)):
             capture.hold(source, None)
-            return finish(capture)
+            outcome = finish(capture)
+        tell(Log.open(echo=False), capture, outcome)
+        return outcome
     finally:
         os.close(fd)
 

@@ -17,8 +17,9 @@ import os
 from typing import TYPE_CHECKING
 
 from coresnap.cli import dumps, terminal
-from coresnap.ground import durable, settings
+from coresnap.ground import catalog, durable, settings
 from coresnap.ground.errors import CoresnapError, Refused
+from coresnap.ground.log import Log
 from coresnap.spool import record, stages
 
 if TYPE_CHECKING:
@@ -86,4 +87,8 @@ def _renew(spool: Spool, dump: Dump, loaded: Settings) -> None:
     record.store(dump, document, *loaded.dump_owner())
     target = stages.SENDING if document["snapshot"] else stages.PENDING
     if target != dump.stage:
+        before = dump.stage
         spool.move(dump, target)
+        line = f"{dump.uuid}: taken from {before} by user {os.getuid()}; now in {target}"
+        fields = {"MESSAGE_ID": catalog.RETRIED.id, "CORESNAP_DUMP": dump.uuid, "CORESNAP_STAGE": target}
+        Log.open(echo=False).info(line, **fields)

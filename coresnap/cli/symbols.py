@@ -59,17 +59,17 @@ def run(args: argparse.Namespace) -> int:
         terminal.note("symbols: fetch needs a dump, or -; wanted takes none")
         return 2
     loaded = settings.load(args.settings)
+    if args.action == "wanted":
+        return _wanted(loaded, args.cache)
     cache = Cache(args.cache)
     try:
-        if args.action == "wanted":
-            return _wanted(loaded, cache)
         named = _named(args, loaded)
         return _fetch(named, loaded, cache, retry="-" not in args.dump)
     finally:
         cache.close()
 
 
-def _wanted(loaded: Settings, cache: Cache) -> int:
+def _wanted(loaded: Settings, cache_path: str) -> int:
     """Print the build-ids that frames of snapshots are in, and that there is no debug file of."""
     wanted: dict[str, str] = {}
     with dumps.open_spool(loaded.dump_root) as spool:
@@ -79,7 +79,7 @@ def _wanted(loaded: Settings, cache: Cache) -> int:
                     wanted |= _of_snapshot(dump, every=False)
             except (CoresnapError, OSError):
                 continue  # it has no snapshot, or moves
-    print(*[build_id for build_id in wanted if not cache.has(build_id)][:_BUILD_IDS_MAX], sep="\n")
+    print(*[build_id for build_id in wanted if not debug_cache.has(cache_path, build_id)][:_BUILD_IDS_MAX], sep="\n")
     return 0
 
 

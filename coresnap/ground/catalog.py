@@ -61,7 +61,12 @@ FAILED = Message(
     "The message says why. Dump @CORESNAP_DUMP@ is kept in the stage failed for as long as purge.age says.\n"
     "Once the cause is mended, `coresnap retry @CORESNAP_DUMP@` has it tried again.",
 )
-MESSAGES = (ARCHIVED, LOST, SALVAGED, PROCESSED, DELIVERED, WAITS, FAILED)
+RETRIED = Message(
+    "d8e7b82a33f74f098dc678582d0dc9f4",
+    "A dump that had been given up on is tried again",
+    "Somebody has asked for it with `coresnap retry`. Dump @CORESNAP_DUMP@ is in @CORESNAP_STAGE@, as if it had just come there.",
+)
+MESSAGES = (ARCHIVED, LOST, SALVAGED, PROCESSED, DELIVERED, WAITS, FAILED, RETRIED)
 
 
 def catalog() -> str:

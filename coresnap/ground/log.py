@@ -45,10 +45,15 @@ class Log:
         self._lost = 0
 
     @classmethod
-    def open(cls) -> Log:
-        """Choose the journal, syslog or standard error, in this order, by what is there; and the terminal beside it."""
+    def open(cls, *, echo: bool = True) -> Log:
+        """Choose the journal, syslog or standard error, in this order, by what is there; and the terminal beside it.
+
+        Without `echo` neither: a command has told the person who gave it already.
+        """
         journal = _journal()
         backend = journal or _syslog()
+        if not echo:
+            return cls([backend] if backend else [], journal)
         if backend is None:
             return cls([_standard_error])
         terminal = [_standard_error] if sys.stderr is not None and sys.stderr.isatty() else []

@@ -33,6 +33,12 @@ def name_of(build_id: str) -> str:
     return f".build-id/{build_id[:2]}/{build_id[2:]}.debug"
 
 
+def has(path: str, build_id: str) -> bool:
+    """Say whether there is a debug file in the cache at `path`, which need not be there, or of the distribution's."""
+    name = name_of(build_id)
+    return any(os.path.isfile(f"{directory}/{name}") for directory in (SYSTEM, path))
+
+
 #: What makes the cache: tmpfiles.d has it.
 _HINT = "`systemd-tmpfiles --create` makes it"
 
@@ -56,8 +62,7 @@ class Cache:
 
     def has(self, build_id: str) -> bool:
         """Say whether there is a debug file, here or of the distribution's."""
-        name = name_of(build_id)
-        return any(os.path.isfile(f"{directory}/{name}") for directory in (SYSTEM, self.path))
+        return has(self.path, build_id)
 
     def is_known_missing(self, build_id: str) -> bool:
         """Say whether no server had it, less than a day ago."""

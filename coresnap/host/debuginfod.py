@@ -66,7 +66,9 @@ def _fetch(url: str, build_id: str, cache: Cache, most_bytes: int, progress: Pro
                 return -1
             raise TryLater(f"{url}: {error.code} {error.reason}") from error
     except urllib.error.URLError as error:
-        raise TryLater(f"{url}: {error.reason}") from error
+        reason = error.reason
+        said = reason.strerror if isinstance(reason, OSError) else None
+        raise TryLater(f"{url}: {said or reason}") from error
     except http.client.HTTPException as error:
         raise TryLater(f"{url}: {error or type(error).__name__}") from error
     except OSError as error:

@@ -209,7 +209,8 @@ def test_a_server_that_is_down_is_no_reason_not_to_ask_the_next_one(dump: _Dump,
     down = "http://127.0.0.1:1"
     done = _symbols(dump, "fetch", "-", urls=down, lines=dump.build_id)
     assert done.returncode == 75
-    assert "Connection refused" in done.stderr
+    assert "127.0.0.1:1/buildid/" in done.stderr
+    assert done.stderr.endswith("debuginfo: Connection refused\n")
     server.has(dump.build_id, dump.debug)
     done = _symbols(dump, "fetch", "-", lines=dump.build_id, settings=f"symbols.urls = {down} {server.url}\n")
     assert done.returncode == 0, done.stderr
@@ -232,6 +233,11 @@ def test_what_is_wanted_is_what_frames_are_in(dump: _Dump, server: _Server) -> N
     server.has(dump.build_id, dump.debug)
     _symbols(dump, "fetch", "-", urls=server.url, lines=done.stdout)
     assert dump.build_id not in _symbols(dump, "wanted").stdout
+
+
+def test_what_is_wanted_needs_no_cache(dump: _Dump) -> None:
+    dump.cache.rename(dump.cache.with_name("elsewhere"))
+    assert dump.build_id in _symbols(dump, "wanted").stdout.split()
 
 
 def test_all_modules(dump: _Dump, server: _Server) -> None:

@@ -131,6 +131,15 @@ def test_standard_error_is_the_last_resort(capsys: pytest.CaptureFixture[str], m
     assert capsys.readouterr().err == "coresnap: something\\x07\n"
 
 
+def test_a_command_that_has_told_its_caller_does_not_echo(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("coresnap.ground.log.JOURNAL_SOCKET", "/nowhere")
+    monkeypatch.setattr("coresnap.ground.log.SYSLOG_SOCKET", "/nowhere")
+    Log.open(echo=False).info("something")
+    assert capsys.readouterr().err == ""
+
+
 def test_an_undeclared_field_is_a_mistake() -> None:
     assert "CORESNAP_DUMP" in FIELDS
     with pytest.raises(ValueError, match="CORESNAP_DMUP"):
