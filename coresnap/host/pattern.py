@@ -7,6 +7,7 @@ when it is restarted; both have the form of sysctl.d(5), and neither outlives a 
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ SYSCTL = "99-coresnap.conf"
 _PATTERN_MAX = 127
 _PIPE_LIMITS = (64, 1024)
 _HELPER_BYTES = 8 << 20
+#: Where /proc/sys cannot be written.
+_CONTAINER = "in a container core_pattern is the host's: the coresnapd there gets the crashes of its containers, too"
 _KERNEL_DEFAULT = {PATTERN: "core", PIPE_LIMIT: "0", SUID_DUMPABLE: "0"}
 
 
@@ -134,7 +137,8 @@ def _write(host: Host, values: Mapping[str, str], now: Mapping[str, str]) -> Non
             with open(path, "w", encoding="utf-8", errors="surrogateescape") as file:
                 file.write(value)
         except OSError as error:
-            raise Refused(f"{path} does not take `{value}`: {error.strerror}") from error
+            hint = _CONTAINER if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM) else ""
+            raise Refused(f"{path} does not take `{value}`: {error.strerror}", hint=hint) from error
     found = read(host)
     for name, value in values.items():
         if found[name] != value:

@@ -193,6 +193,19 @@ def test_a_kernel_that_takes_the_value_otherwise_is_noticed(host: Host, monkeypa
         pattern.claim(host, pattern.pipe_pattern(CORE_PATTERN))
 
 
+def test_where_nothing_can_be_written_the_host_s_coresnapd_is_named(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a container. This file of the kernel's takes nothing, not even from root."""
+    path = pattern._path
+    monkeypatch.setattr(
+        pattern, "_path", lambda host, name: "/proc/sys/kernel/ostype" if "limit" in name else path(host, name)
+    )
+    with pytest.raises(Refused) as caught:
+        pattern.claim(host, pattern.pipe_pattern(CORE_PATTERN))
+    assert "in a container core_pattern is the host's" in caught.value.line()
+
+
 def test_nothing_is_given_back_to_be_claimed_again(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     said = _Lines()
     _claimed(host, said)
