@@ -13,6 +13,7 @@ from coresnap.capture.assets import ASSETS, Assets
 from coresnap.capture.capture import CORE, HELD, WITHDRAWN, Capture
 from coresnap.capture.members import MODULES
 from coresnap.capture.place import place_of
+from coresnap.capture.reader import reader_of
 from coresnap.capture.victim import Victim
 from coresnap.ground import durable, elf
 from coresnap.ground.errors import BadInput, CoresnapError, Refused
@@ -168,7 +169,7 @@ def _text(data: bytes) -> str:
 
 
 def _record(capture: Capture, dump: Dump, core: "dict[str, object]", assets: "dict[str, object]") -> "record.Record":
-    victim = capture.victim
+    victim, place = capture.victim, _place(capture)
     time_usec = victim.time * 1_000_000 if victim.time else time.time_ns() // 1000
     document: record.Record = {
         "version": record.VERSION,
@@ -180,9 +181,10 @@ def _record(capture: Capture, dump: Dump, core: "dict[str, object]", assets: "di
             "hostname": os.uname().nodename,
         },
         "victim": {name: getattr(victim, name) for name in record.FIELDS["victim"]},
-        "place": _place(capture),
+        "place": place,
         "core": core,
         "assets": assets,
+        "reader_uid": _reader_uid(capture, place),
         "package": None,
         "snapshot": None,
         "fingerprint": None,
@@ -195,6 +197,12 @@ def _record(capture: Capture, dump: Dump, core: "dict[str, object]", assets: "di
     held = capture.transport in HELD
     record.note(document, "captured", f"the process was held for {capture.held_usec / 1000:.1f} ms" if held else "")
     return document
+
+
+def _reader_uid(capture: Capture, place: "dict[str, str | int | None]") -> "int | None":
+    members = capture.evidence.members if capture.evidence else {}
+    vector = elf.auxiliary_vector(lambda count, offset: os.pread(capture.core_fd, count, offset))
+    return reader_of(capture.victim, capture.transport, members.get("proc/status", b""), place, vector)
 
 
 def _place(capture: Capture) -> "dict[str, str | int | None]":

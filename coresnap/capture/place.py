@@ -28,6 +28,9 @@ _MACHINE = (("nspawn", re.compile(r"(.{1,200})\.scope")),)
 _PAYLOAD = "payload"
 _ESCAPED = re.compile(r"\\x([0-9a-f]{2})")
 
+#: What the container is called of a process in a pid namespace of its own that no manager has named.
+PID_NAMESPACE = "pid namespace"
+
 #: The keys of what place_of returns.
 KEYS = ("cgroup", "unit", "user_unit", "slice", "session", "owner_uid", "container")
 
@@ -43,7 +46,7 @@ def place_of(cgroup_file: bytes, status_file: bytes = b"") -> "dict[str, str | i
         place["cgroup"] = path
         _read_path(place, [_unescaped(part) for part in path.split("/") if part])
     if place["container"] is None and _has_pid_namespace(status_file):
-        place["container"] = "pid namespace"
+        place["container"] = PID_NAMESPACE
     return place
 
 

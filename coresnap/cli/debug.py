@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     debugger = shutil.which(args.debugger)
     if debugger is None:
         raise Refused(f"{args.debugger} is not installed", hint=f"apt install {os.path.basename(args.debugger)}")
-    with dumps.open_spool(dumps.dump_root(args.settings)) as spool, dumps.open_dump(spool, args.dump) as dump:
+    with dumps.open_to_read(dumps.dump_root(args.settings)) as spool, dumps.open_dump(spool, args.dump) as dump:
         document = dumps.load_record(dump)
         victim = document["victim"]
         core_fd = dumps.plain_core(dump, document)

@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     """Run the command."""
     if args.output == "-" and sys.stdout.isatty():
         raise Refused(f"a {args.name} is not for a terminal", hint="name a file with -o, or pipe it on")
-    with dumps.open_spool(dumps.dump_root(args.settings)) as spool, dumps.open_dump(spool, args.dump) as dump:
+    with dumps.open_to_read(dumps.dump_root(args.settings)) as spool, dumps.open_dump(spool, args.dump) as dump:
         is_compressed, size_bytes = False, 0
         if args.name == dumps.CORE:
             source_fd, is_compressed = dumps.open_core(dump)

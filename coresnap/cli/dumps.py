@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from coresnap.cli.served import Served, ServedDump, that_opens
 from coresnap.ground import durable, settings
 from coresnap.ground.errors import BadInput, Refused, TryLater
 from coresnap.ground.text import printable
@@ -43,6 +44,16 @@ def open_spool(root: str) -> Spool:
     except Refused as error:
         if isinstance(error.__cause__, PermissionError):
             raise Refused(str(error), hint="ask as root, or as the user that the spool belongs to") from error
+        raise
+
+
+def open_to_read(root: str) -> Spool:
+    """Open the spool; to whom it is closed, what is his of it: see coresnap.query. Raises Refused, TryLater, BadInput."""
+    try:
+        return Spool(root)
+    except Refused as error:
+        if isinstance(error.__cause__, PermissionError):
+            return Served(root, error)
         raise
 
 
@@ -143,12 +154,23 @@ def _look_from_outside(stage_fd: int, stage: str, uuid: str, why: OSError) -> En
 
 def look_all(spool: Spool, names: Sequence[str] = LISTED) -> list[Entry]:
     """Read all dumps of these stages, oldest first. One that moves meanwhile is looked up again, once."""
+    if isinstance(spool, Served):
+        return _look_at_served(spool, names)
     found: dict[str, Entry] = {}
     for stage, uuid in [(name, uuid) for name in names for uuid in spool.uuids(name)]:
         entry = look(spool, stage, uuid) or next(filter(None, (look(spool, other, uuid) for other in names)), None)
         if entry:
             found[uuid] = entry
     return sorted(found.values(), key=lambda entry: (entry.time_usec, entry.uuid))
+
+
+def _look_at_served(spool: Served, names: Sequence[str]) -> list[Entry]:
+    found = [
+        Entry(one.stage, uuid, one.record["captured"]["time_usec"], one.record, names=tuple(one.names))
+        for uuid, one in spool.entries.items()
+        if one.stage in names
+    ]
+    return sorted(found, key=lambda entry: (entry.time_usec, entry.uuid))
 
 
 def resolve(spool: Spool, text: str) -> tuple[str, str]:
@@ -180,6 +202,8 @@ def open_dump(spool: Spool, text: str) -> Dump:
     """Open the dump that `text` names, to read it; it is not locked and may move. Raises Refused, TryLater."""
     for _attempt in range(3):
         stage, uuid = resolve(spool, text)
+        if isinstance(spool, Served):
+            return spool.open(uuid)
         try:
             return Dump(uuid, stage, durable.open_directory(uuid, spool.stage_fds[stage]))
         except FileNotFoundError:
@@ -200,10 +224,28 @@ def take(spool: Spool, text: str) -> Dump:
     return dump
 
 
+def names_of(dump: Dump) -> list[str]:
+    """Return the names of the dump's files, as far as who asks may know of them."""
+    return dump.names if isinstance(dump, ServedDump) else os.listdir(dump.fd)
+
+
+def _open(dump: Dump, name: str) -> int:
+    return dump.open(name) if isinstance(dump, ServedDump) else durable.open_regular(dump.fd, name)
+
+
+def read_file(dump: Dump, name: str, limit_bytes: int) -> bytes:
+    """Return a file of the dump, whole. Raises Refused, BadInput, TryLater."""
+    with open(open_file(dump, name), "rb") as file:
+        data = file.read(limit_bytes + 1)
+    if len(data) > limit_bytes:
+        raise BadInput(f"{name} has more than {limit_bytes} bytes")
+    return data
+
+
 def open_file(dump: Dump, name: str) -> int:
-    """Open a file of the dump for reading. Raises Refused, BadInput."""
+    """Open a file of the dump for reading. Raises Refused, BadInput, TryLater."""
     try:
-        return durable.open_regular(dump.fd, name)
+        return _open(dump, name)
     except FileNotFoundError as error:
         hint = "something other than coresnap has deleted it" if name == CORE else ""
         raise Refused(f"{dump.stage}/{dump.uuid} has no {name}", hint=hint) from error
@@ -213,9 +255,9 @@ def open_file(dump: Dump, name: str) -> int:
 
 def open_core(dump: Dump) -> tuple[int, bool]:
     """Open the dump's core for reading; say whether it is compressed. Raises Refused, BadInput."""
-    if not durable.exists(dump.fd, CORE):  # it is unlinked once there is the other
+    if CORE not in names_of(dump):  # it is unlinked once there is the other
         try:
-            return durable.open_regular(dump.fd, stages.COMPRESSED), True
+            return _open(dump, stages.COMPRESSED), True
         except FileNotFoundError:
             pass
     return open_file(dump, CORE), False
@@ -223,6 +265,8 @@ def open_core(dump: Dump) -> tuple[int, bool]:
 
 def load_record(dump: Dump) -> Record:
     """Read the dump's record. Raises BadInput, Refused."""
+    if isinstance(dump, ServedDump):
+        return dump.record
     try:
         return record.load(dump)
     except BadInput as error:
@@ -232,13 +276,13 @@ def load_record(dump: Dump) -> Record:
 
 
 def plain_core(dump: Dump, document: Record) -> int:
-    """Open the dump's core for reading; a compressed one is unpacked into a file without a name.
+    """Open the dump's core so that it opens again by its descriptor; a compressed one is unpacked into a file without a name.
 
     Raises Refused, BadInput, TryLater.
     """
     fd, is_compressed = open_core(dump)
     if not is_compressed:
-        return fd
+        return opens_again(fd)
     try:
         with tempfile.TemporaryFile(dir=LARGE) as file:
             compressed.unpack(fd, file.fileno(), document["core"]["size_bytes"])
@@ -247,3 +291,11 @@ def plain_core(dump: Dump, document: Record) -> int:
         raise TryLater(f"{LARGE}: {error.strerror}", hint="the core is unpacked there: free some space") from error
     finally:
         os.close(fd)
+
+
+def opens_again(fd: int) -> int:
+    """Return a descriptor of the same bytes that its path under /proc opens again. Raises TryLater."""
+    try:
+        return that_opens(fd)
+    except OSError as error:
+        raise TryLater(f"{LARGE}: {error.strerror}", hint="a copy is made there: free some space") from error

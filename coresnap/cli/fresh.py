@@ -8,7 +8,7 @@ import tempfile
 from typing import TYPE_CHECKING
 
 from coresnap.cli import dumps
-from coresnap.ground import durable, program, runner
+from coresnap.ground import program, runner
 from coresnap.ground.errors import BadInput, Refused, TryLater
 
 if TYPE_CHECKING:
@@ -28,8 +28,8 @@ def take(dump: Dump, document: Record, settings: Settings) -> bytes:
     try:
         argv = [*program.argv_of("take_snapshot"), f"--stack-bytes={settings.snapshot_stack_bytes}"]
         argv += [f"--environ={' '.join(settings.snapshot_environ)}", f"--kv=coresnap.object:{dump.uuid}"]
-        if document["assets"]["size_bytes"] and durable.exists(dump.fd, dumps.ASSETS):
-            fds.append(dumps.open_file(dump, dumps.ASSETS))
+        if document["assets"]["size_bytes"] and dumps.ASSETS in dumps.names_of(dump):
+            fds.append(dumps.opens_again(dumps.open_file(dump, dumps.ASSETS)))
             argv.append(f"--resource=/proc/self/fd/{fds[1]}")
         with tempfile.TemporaryFile(dir=dumps.LARGE) as file:
             fds.append(os.dup(file.fileno()))

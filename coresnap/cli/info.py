@@ -30,8 +30,9 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from coresnap.cli import dumps, fresh, reports, stacks, terminal, words
-from coresnap.ground import durable, settings
-from coresnap.ground.errors import BadInput, Refused, TryLater
+from coresnap.cli.served import ServedDump
+from coresnap.ground import settings
+from coresnap.ground.errors import CoresnapError, Refused, TryLater
 from coresnap.ground.text import human_bytes, human_duration, printable
 from coresnap.snapshot.classify import MEANINGS
 from coresnap.spool import stages
@@ -81,16 +82,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
     in_force = settings.load(args.settings)
-    with dumps.open_spool(in_force.dump_root) as spool, dumps.open_dump(spool, args.dump) as dump:
+    with dumps.open_to_read(in_force.dump_root) as spool, dumps.open_dump(spool, args.dump) as dump:
         document = dumps.load_record(dump)
         receipt = _json_object(dump, dumps.RECEIPT, _RECEIPT_MAX_BYTES)
         report = reports.parse(fresh.take(dump, document, in_force)) if args.fresh else _report(dump)
-        files = sorted(os.listdir(dump.fd))
+        files = sorted(dumps.names_of(dump))
     if args.json:
         whole = {"stage": dump.stage, "uuid": dump.uuid, "files": files, "record": document}
         terminal.print_json({**whole, "receipt": receipt, "error_message": (report and report.message) or None})
         return 0
-    told = "missing, or unreadable" if receipt is None and dump.stage == stages.COMMITTED else _receipt(receipt or {})
+    told = _receipt(receipt or {})
+    if receipt is None and dump.stage == stages.COMMITTED:
+        told = "shown to root alone" if isinstance(dump, ServedDump) else "missing, or unreadable"
     rows = [("Dump", f"{dump.stage}/{dump.uuid}"), *_crash(document), *_error(report or reports.Report())]
     rows += [*_kept(document, files), *_done(document), ("Receipt", told)]
     if args.html:
@@ -258,8 +261,8 @@ def _receipt(receipt: dict[str, Any]) -> str:
 def _json_object(dump: Dump, name: str, limit_bytes: int) -> dict[str, Any] | None:
     """Return a JSON object from a file of the dump; None where there is none. What it says only informs."""
     try:
-        found = json.loads(durable.read(dump.fd, name, limit_bytes))
-    except (BadInput, OSError, ValueError, RecursionError):
+        found = json.loads(dumps.read_file(dump, name, limit_bytes))
+    except (CoresnapError, OSError, ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None
 
@@ -267,6 +270,6 @@ def _json_object(dump: Dump, name: str, limit_bytes: int) -> dict[str, Any] | No
 def _report(dump: Dump) -> Report | None:
     """Return the snapshot, where it is a JSON report."""
     try:
-        return reports.parse(durable.read(dump.fd, dumps.SNAPSHOT, _SNAPSHOT_MAX_BYTES))
-    except (BadInput, OSError):
+        return reports.parse(dumps.read_file(dump, dumps.SNAPSHOT, _SNAPSHOT_MAX_BYTES))
+    except (CoresnapError, OSError):
         return None

@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     if unknown:
         terminal.note(f"{unknown[0]} is no stage; the stages are {', '.join(stages.STAGES)}")
         return 2
-    with dumps.open_spool(dumps.dump_root(args.settings)) as spool:
+    with dumps.open_to_read(dumps.dump_root(args.settings)) as spool:
         found = dumps.look_all(spool, [stage for stage in stages.STAGES if stage in (args.stage or dumps.LISTED)])
     chosen = [entry for entry in found if _wanted(entry, args)]
     if args.most is not None:

@@ -7,6 +7,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from coresnap.cli import terminal
+from coresnap.cli.served import Served
 from coresnap.ground import durable
 from coresnap.spool import ledger
 from coresnap.spool.stages import Dump
@@ -25,6 +26,9 @@ def read(root: str, spool: Spool | None) -> list[dict[str, Any]]:
 
     A line of the other ledger that does not say which spool it was meant for is among them.
     """
+    if isinstance(spool, Served):
+        terminal.note("what was not kept is on record for root, and dump.user, alone")
+        return []
     found = _read(spool.root_fd, os.path.join(root, ledger.NAME)) if spool else []
     try:
         fallback_fd = durable.open_directory(ledger.FALLBACK)

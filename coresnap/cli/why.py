@@ -96,7 +96,7 @@ def _search(root: str, what: str | None) -> tuple[list[Entry], list[dict[str, An
     """Return the dumps and the lines of the ledgers that are meant. A spool that is not there is one reason to ask."""
     entries: list[Entry] = []
     try:
-        with dumps.open_spool(root) as spool:
+        with dumps.open_to_read(root) as spool:
             entries = [entry for entry in dumps.look_all(spool, stages.STAGES) if _is_meant(entry, what)]
             lost = losses.read(root, spool)
     except Refused as error:

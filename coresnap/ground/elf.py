@@ -21,7 +21,7 @@ ET_CORE = 4
 EM_X86_64, EM_AARCH64 = 62, 183
 PT_LOAD, PT_NOTE = 1, 4
 PF_X, PF_R = 1, 4
-NT_PRSTATUS, NT_PRPSINFO, NT_FILE = 1, 3, 0x46494C45
+NT_PRSTATUS, NT_PRPSINFO, NT_AUXV, NT_FILE = 1, 3, 6, 0x46494C45
 #: vm.max_map_count is set as high as this by some distributions.
 SEGMENTS_MAX = 1 << 20
 #: 65,536 threads with some ten register sets each, of 12 kB in all.
@@ -29,6 +29,7 @@ NOTES_MAX = 1 << 20
 NOTES_MAX_BYTES = 1 << 30
 #: The kernel writes no list of files larger than this (core_file_note_size_limit).
 NOTE_MAX_BYTES = 16 << 20
+_VECTOR_MAX_BYTES = 4096
 _OFFSET_MAX = (1 << 63) - 1
 PN_XNUM = 0xFFFF  #: e_phnum, where there are as many program headers or more
 _CHUNK_SEGMENTS = 4096
@@ -247,6 +248,26 @@ def file_mappings(pread: "Pread") -> "set[int] | None":
             if 16 + 24 * count <= len(note):
                 return set(struct.unpack_from(f"{header.order}{3 * count}Q", note, 16)[::3])
     return None
+
+
+def auxiliary_vector(pread: "Pread") -> "dict[int, int]":
+    """Return the auxiliary vector that the notes have, by its keys; empty where they have none. Raises BadInput.
+
+    NT_AUXV: pairs of words of the core's class, up to AT_NULL; of a key that is there twice the first counts. getauxval(3).
+    """
+    header = read_core(pread)
+    word = "Q" if header.elf_class == 64 else "I"
+    pair = struct.Struct(f"{header.order}2{word}")
+    vector: dict[int, int] = {}
+    for kind, note in core_notes(pread, header):
+        if kind != NT_AUXV:
+            continue
+        for key, value in pair.iter_unpack(note[: min(len(note), _VECTOR_MAX_BYTES) // pair.size * pair.size]):
+            if key == 0:
+                break
+            vector.setdefault(key, value)
+        break
+    return vector
 
 
 class Identity:

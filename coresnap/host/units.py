@@ -19,6 +19,7 @@ CAPTURE = "coresnap-archive.service"
 PROCESSOR, SENDER = "coresnap-processor.service", "coresnap-sender.service"
 PROCESS_WORKER, SEND_WORKER = "coresnap-process@.service", "coresnap-send@.service"
 PURGE = "coresnap-purge.service"
+QUERY = "coresnap-query@.service"
 SYMBOLS, SYMBOLS_WANTED = "coresnap-symbols.service", "coresnap-symbols-wanted.service"
 PROCESS_SOCKET, SEND_SOCKET = "coresnap-process.socket", "coresnap-send.socket"
 PENDING_PATH, SENDING_PATH = "coresnap-pending.path", "coresnap-sending.path"
@@ -55,7 +56,7 @@ def drop_ins(settings: Settings) -> dict[str, list[str]]:
         for unit, stage in PATHS.items():
             add(unit, "Path", "DirectoryNotEmpty=", f"DirectoryNotEmpty={_escaped(root)}/{stage}")
     if (settings.dump_user, settings.dump_group) != (default.dump_user, default.dump_group):
-        for unit in (*_SPOOLING, PROCESS_WORKER, SYMBOLS_WANTED):
+        for unit in (*_SPOOLING, PROCESS_WORKER, SYMBOLS_WANTED, QUERY):
             add(unit, "Service", f"User={settings.dump_user}", f"Group={settings.dump_group}")
         for unit in (PROCESS_SOCKET, SEND_SOCKET):
             add(unit, "Socket", f"SocketUser={settings.dump_user}")

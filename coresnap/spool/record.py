@@ -76,6 +76,7 @@ FIELDS: "dict[str, Any]" = {
         "truncated": _Optional({"reason": _STR, "expected_bytes": _INT}),
     },
     "assets": {"size_bytes": _INT, "missing": _List(_STR, 100)},
+    "reader_uid": _INT_OR_NULL,
     "package": _Optional(dict.fromkeys(("name", "version", "type", "architecture"), _STR_OR_NULL)),
     "snapshot": _Optional({"size_bytes": _INT, "sha256": _STR}),
     "fingerprint": _STR_OR_NULL,
@@ -87,7 +88,7 @@ FIELDS: "dict[str, Any]" = {
 }
 
 #: What a record from before there was such a field has in it.
-_ADDED = {"fingerprint": None}
+_ADDED = {"fingerprint": None, "reader_uid": None}
 
 
 def parse(data: bytes) -> "Record":

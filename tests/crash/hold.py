@@ -219,7 +219,10 @@ def describe(pid: int, tid: int, number: int, core: str, origin: str) -> dict[st
     with open(f"/proc/{pid}/status", encoding="utf-8", errors="surrogateescape") as file:
         status = dict(line.split(":", 1) for line in file)
     real = {name.lower(): int(status[name].split()[0]) for name in ("Uid", "Gid")}
-    limit = resource.prlimit(pid, resource.RLIMIT_CORE)[0] % 2**64  # -1 is no limit
+    # prlimit(2) of another user's process takes a capability that root need not have in a container.
+    with open(f"/proc/{pid}/limits", encoding="utf-8") as file:
+        soft = next(line.split()[4] for line in file if line.startswith("Max core file size"))
+    limit = 2**64 - 1 if soft == "unlimited" else int(soft)
     return {
         **{"pid": pid, "tid": tid, **real, "signal": number, "rlimit_core": limit},
         **{"time": int(time.time()), "exe": os.readlink(f"/proc/{pid}/task/{tid}/exe"), "core": core, "origin": origin},

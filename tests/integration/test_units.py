@@ -19,6 +19,7 @@ _EXPOSURE = {
     "coresnap-processor.service": 1.2,
     "coresnap-sender.service": 1.2,
     "coresnap-purge.service": 1.2,
+    "coresnap-query@.service": 1.2,
     "coresnap-symbols.service": 1.5,
     "coresnap-symbols-wanted.service": 1.2,
 }

@@ -74,6 +74,7 @@ def document(uuid: str, **changes: Any) -> record.Record:
         "place": dict.fromkeys(record.FIELDS["place"]),
         "core": {"size_bytes": len(CORE), "disk_bytes": 4096, "compressed_bytes": None, "class": 64, "truncated": None},
         "assets": {"size_bytes": 10240, "missing": []},
+        "reader_uid": None,
         "package": None,
         "snapshot": None,
         "fingerprint": None,

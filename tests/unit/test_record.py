@@ -21,6 +21,7 @@ GOOD: dict[str, Any] = {
     "place": dict.fromkeys(record.FIELDS["place"]),
     "core": {"size_bytes": 1, "disk_bytes": 1, "compressed_bytes": None, "class": 64, "truncated": None},
     "assets": {"size_bytes": 0, "missing": ["proc/maps"]},
+    "reader_uid": None,
     "package": None,
     "snapshot": None,
     "fingerprint": None,
