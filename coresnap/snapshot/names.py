@@ -6,9 +6,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from coresnap.snapshot import go_functions, symbols
+from coresnap.snapshot import go_functions, linkage, symbols
 from coresnap.snapshot.demangle import demangle
 from coresnap.snapshot.images import Images
+from coresnap.snapshot.linkage import PLT
 from coresnap.snapshot.modules import Module
 from coresnap.snapshot.symbols import Limits, Symbol
 
@@ -48,10 +49,13 @@ class Names:
             known = symbols.find(files, list(here), self._limits)
             if image.file and len(known) < len(here):
                 known |= go_functions.find(image.file, [at for at in here if at not in known])
+                known |= linkage.find(image.file, [at for at in here if at not in known])
             found |= {(module.start, here[at]): (symbol, at - symbol.address) for at, symbol in known.items()}
-        functions = demangle({symbol.name for symbol, _offset in found.values()}, self.missing)
+        functions = demangle({symbol.name.removesuffix(PLT) for symbol, _offset in found.values()}, self.missing)
         for key, (symbol, offset) in found.items():
-            self._found[key] = Name(functions.get(symbol.name, symbol.name), symbol.name, offset)
+            name = symbol.name.removesuffix(PLT)
+            function = functions.get(name, name) + symbol.name[len(name) :]
+            self._found[key] = Name(function, symbol.name, offset)
 
     def name(self, module: Module, address: int) -> Name | None:
         """Return the name of an address of the process; None where no symbol has it."""

@@ -27,7 +27,7 @@ _DEBUGDATA_MAX_BYTES = 32 << 20
 _ALL_DEBUGDATA_MAX_BYTES = 256 << 20
 _XZ_MEMORY_BYTES = 80 << 20
 #: struct Elf64_Sym as three words: st_name, st_info, st_other and st_shndx are the first.
-_ENTRY = struct.Struct("<QQQ")
+ENTRY = struct.Struct("<QQQ")
 STT_NOTYPE, STT_FUNC, STT_GNU_IFUNC = 0, 2, 10
 _CODE = (STT_NOTYPE, STT_FUNC, STT_GNU_IFUNC)
 _STB_GLOBAL, _STB_WEAK, _STB_GNU_UNIQUE = 1, 2, 10
@@ -85,13 +85,13 @@ class _Table(NamedTuple):
         end = self.section.offset + self.section.size_bytes
         for at in range(self.section.offset, end, _PIECE_BYTES):
             data = self.file.read(at, min(_PIECE_BYTES, end - at))
-            count = min(len(data) // _ENTRY.size, limits.symbols)
+            count = min(len(data) // ENTRY.size, limits.symbols)
             limits.symbols -= count
-            yield data[: count * _ENTRY.size]
+            yield data[: count * ENTRY.size]
             if not limits.symbols:
                 limits.say(f"symbols: no more than {SYMBOLS_MAX} are looked at")
                 return
-            if count * _ENTRY.size < _PIECE_BYTES:
+            if count * ENTRY.size < _PIECE_BYTES:
                 if at + len(data) < end:
                     there_bytes = at + len(data) - self.section.offset
                     limits.say(
@@ -101,13 +101,17 @@ class _Table(NamedTuple):
 
     def name(self, at: int) -> str:
         """Return a name, without its version; empty where there is none of a length that is taken."""
-        for most_bytes in (_NAME_USUAL_BYTES, NAME_MAX_BYTES):
-            data = self.file.read(self.names.offset + at, min(most_bytes, self.names.size_bytes - at))
-            name, end, _rest = data.partition(b"\0")
-            if end:
-                text = name.decode("utf-8", "backslashreplace")
-                return text[: text.find("@", 1)] if "@" in text[1:] else text
-        return ""
+        return name_at(self.file, self.names, at)
+
+
+def name_at(file: ElfFile, names: Section, at: int) -> str:
+    """Return a name out of a table of names, without its version; empty where there is none of a length that is taken."""
+    for most_bytes in (_NAME_USUAL_BYTES, NAME_MAX_BYTES):
+        name, end, _rest = file.read(names.offset + at, min(most_bytes, names.size_bytes - at)).partition(b"\0")
+        if end:
+            text = name.decode("utf-8", "backslashreplace")
+            return text[: text.find("@", 1)] if "@" in text[1:] else text
+    return ""
 
 
 def find(files: Sequence[ElfFile], addresses: Sequence[int], limits: Limits) -> dict[int, Symbol]:
@@ -148,7 +152,7 @@ def _table(file: ElfFile, kind: int) -> _Table | None:
     """Return the table of a kind, if it has any symbols in this file."""
     sections = file.sections()
     for section in sections:
-        if section.type == kind and section.entry_bytes == _ENTRY.size and section.link < len(sections):
+        if section.type == kind and section.entry_bytes == ENTRY.size and section.link < len(sections):
             return _Table(file, section, sections[section.link])
     return None
 
@@ -179,7 +183,7 @@ def _sized(group: list[_Table], wanted: list[int], limits: Limits) -> dict[int, 
     ends = [*wanted, _NO_ADDRESS]
     for table in group:
         for piece in table.pieces(limits):
-            for word, start, size_bytes in _ENTRY.iter_unpack(piece):
+            for word, start, size_bytes in ENTRY.iter_unpack(piece):
                 if ends[bisect_left(wanted, start)] >= start + size_bytes or not _is_code(word):
                     continue  # nearly all of them
                 for index in range(bisect_left(wanted, start), len(wanted)):
@@ -199,7 +203,7 @@ def _unsized(group: list[_Table], wanted: list[int], limits: Limits) -> dict[int
     for table in group if wanted else ():
         places = table.file.sections()
         for piece in table.pieces(limits):
-            for word, start, size_bytes in _ENTRY.iter_unpack(piece):
+            for word, start, size_bytes in ENTRY.iter_unpack(piece):
                 index = bisect_left(wanted, start)
                 if index == len(wanted) or not _is_code(word):
                     continue
