@@ -56,6 +56,7 @@ class Processing:
     reuse = False
     first_retry_usec = 30_000_000
     last_retry_usec = 3_600_000_000
+    spread = 0.0
 
     def __init__(self, settings: Settings, log: Log) -> None:
         self.settings = settings
@@ -65,6 +66,13 @@ class Processing:
         self.attempts = settings.snapshot_attempts
         self.limit_usec = 2 * settings.snapshot_timeout_usec + settings.defaults_timeout_usec + _GRACE_USEC
         self.owner = settings.dump_owner()
+
+    def store(self) -> None:
+        """Return none: a snapshot stays here."""
+
+    def project(self, _document: Record) -> str:
+        """Return none."""
+        return ""
 
     def request(self, dump: Dump, document: Record) -> tuple[dict[str, Any], list[int]] | Verdict | None:
         """Open the dump's files for the worker and say what is to be run on them."""

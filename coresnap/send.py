@@ -52,13 +52,14 @@ class Sending:
     stage, next_stage = stages.SENDING, stages.COMMITTED
     workers = 1
     reuse = True
-    first_retry_usec = 30_000_000
-    last_retry_usec = 3_600_000_000
+    spread = 0.5
 
     def __init__(self, settings: Settings, _log: Log) -> None:
         self.settings = settings
         self.worker = argv_of("send_worker")
         self.attempts = settings.send_attempts
+        self.first_retry_usec = settings.send_retry_usec
+        self.last_retry_usec = max(settings.send_retry_max_usec, settings.send_retry_usec)
         self.limit_usec = settings.send_timeout_usec + _GRACE_USEC
         self.owner = settings.dump_owner()
 
@@ -69,9 +70,6 @@ class Sending:
         if document["snapshot"] is None or not durable.exists(dump.fd, SNAPSHOT):
             return Verdict("failed", "its snapshot is gone")
         settings = self.settings
-        project, _rule = settings.format_for(
-            os.path.basename(document["victim"]["exe"] or document["victim"]["comm"] or "")
-        )
         files = {SNAPSHOT: durable.open_regular(dump.fd, SNAPSHOT)}
         if durable.exists(dump.fd, _ASSETS):
             files[_ASSETS] = durable.open_regular(dump.fd, _ASSETS)
@@ -80,8 +78,8 @@ class Sending:
             "job": self.name,
             "uuid": dump.uuid,
             "files": list(files),
-            "project": project,
-            "store": self._store(),
+            "project": self.project(document),
+            "store": self._address(),
             "store_max_bytes": settings.store_max_bytes,
             "store_max_age_usec": settings.store_max_age_usec,
             "command": settings.send_command,
@@ -90,8 +88,17 @@ class Sending:
         }
         return message, list(files.values())
 
-    def _store(self) -> str:
-        """Return the name of the store: the object store of send.coroner where that file exists, else send.store."""
+    def store(self) -> str:
+        """Return the name of the store, which is its address, or the command that delivers."""
+        return f"command:{self.settings.send_command[0]}" if self.settings.send_command else self._address()
+
+    def project(self, document: Record) -> str:
+        """Return the project that format.N chooses."""
+        victim = document["victim"]
+        return self.settings.format_for(os.path.basename(victim["exe"] or victim["comm"] or ""))[0]
+
+    def _address(self) -> str:
+        """Return the address of the store: the object store of send.coroner where that file exists, else send.store."""
         coroner = self.settings.send_coroner
         return f"coroner:{coroner}" if os.path.lexists(coroner) else self.settings.send_store
 
@@ -115,11 +122,13 @@ class Sending:
             return Verdict("done", f"delivered to {receipt.store}, project {receipt.project}")
         if status == "refused":
             return Verdict("failed", detail)
-        retry_usec = answer.get("retry_after_usec")
-        retry_usec = retry_usec if isinstance(retry_usec, int) and 0 < retry_usec <= self.last_retry_usec else None
+        retry_usec, scope = answer.get("retry_after_usec"), answer.get("scope")
+        retry_usec = min(retry_usec, self.last_retry_usec) if type(retry_usec) is int and retry_usec > 0 else None
         if status == "parked":
-            return Verdict("parked", detail, retry_usec)
-        return Verdict("later", detail or "the worker's answer cannot be understood", retry_usec)
+            return Verdict("parked", detail, scope="project" if scope == "project" else "store")
+        if status != "later":
+            return Verdict("later", "the worker's answer cannot be understood")
+        return Verdict("later", detail or "without a word", retry_usec, "dump" if scope == "dump" else "store")
 
 
 def main(arguments: list[str] | None = None) -> int:

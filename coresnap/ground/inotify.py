@@ -25,6 +25,7 @@ class Watch:
         Raises Refused where the system has no inotify, or no watch left.
         """
         self.fd = -1
+        self.touched: set[str] = set()
         library = ctypes.CDLL(None, use_errno=True)
         if not hasattr(library, "inotify_init1"):
             raise Refused("this system has no inotify")
@@ -46,17 +47,22 @@ class Watch:
     def drain(self) -> set[str]:
         """Take the events that have arrived; return the names that they are about.
 
-        The caller looks at the directory itself, so an overflow of the queue loses nothing. struct inotify_event: watch,
-        mask, cookie, length of the name, then the name, padded with NUL.
+        Those that somebody has touched (utimes(2), chmod(2)) are `touched` then. The empty name says that the queue has
+        overflowed: the caller looks at the directory itself. struct inotify_event: watch, mask, cookie, length of the
+        name, then the name, padded with NUL.
         """
         names = set()
+        self.touched = set()
         try:
             while events := os.read(self.fd, 1 << 16):
                 at = 0
                 while at < len(events):
-                    _watch, _mask, _cookie, length = _EVENT.unpack_from(events, at)
+                    _watch, mask, _cookie, length = _EVENT.unpack_from(events, at)
                     at += _EVENT.size + length
-                    names.add(os.fsdecode(events[at - length : at].rstrip(b"\0")))
+                    name = os.fsdecode(events[at - length : at].rstrip(b"\0"))
+                    names.add(name)
+                    if mask & _IN_ATTRIB:
+                        self.touched.add(name)
         except BlockingIOError:
             pass
         return names

@@ -8,23 +8,28 @@ the open descriptors of one dump at a time over a socket and can name no other d
 
 from __future__ import annotations
 
-import heapq
 import os
+import random
 import select
-import time
-from collections import deque
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from coresnap.ground import inotify, notify, wire
+from coresnap.ground.clock import Clock
 from coresnap.ground.errors import BadInput, CoresnapError
-from coresnap.ground.program import Signals
 from coresnap.spool import record, stages
-from coresnap.spool.record import Record
-from coresnap.spool.stages import Dump, Spool
+from coresnap.spool.conclusion import Conclusion
+from coresnap.spool.line import Line
+from coresnap.spool.outlook import Outlook
 from coresnap.spool.trade import Tell, Trade, Verdict
 from coresnap.spool.worker import Worker, connect, spawn
 
-_BUSY_USEC = (5_000, 5_000_000)
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from coresnap.ground.program import Signals
+    from coresnap.spool.record import Record
+    from coresnap.spool.stages import Spool
+
 _RESCAN_USEC = 60_000_000
 _NO_WORKER_USEC = 5_000_000
 
@@ -32,20 +37,39 @@ _NO_WORKER_USEC = 5_000_000
 class Owner:
     """A stage's owner at work. `run` is its whole life."""
 
-    def __init__(self, spool: Spool, trade: Trade, tell: Tell, worker_socket: str | None = None) -> None:
+    def __init__(
+        self,
+        spool: Spool,
+        trade: Trade,
+        tell: Tell,
+        worker_socket: str | None = None,
+        *,
+        clock: Clock | None = None,
+        chance: Callable[[], float] = random.random,
+    ) -> None:
         """`worker_socket` is where a supervisor starts a worker for each connection; else they are children of this one."""
         self.spool = spool
         self.trade = trade
         self.tell = tell
         self.worker_socket = worker_socket
-        self.due: deque[str] = deque()
-        self.later: list[tuple[int, str]] = []
-        self.known: set[str] = set()
-        self.busy: dict[str, int] = {}
+        self.clock = clock or Clock()
+        self.line = Line()
         self.workers: list[Worker] = []
         self.parked_until_usec = 0
+        self.scan_usec = 0
         self.said: Verdict | None = None
         self.shown = ""
+        self.outlook: Outlook | None = None
+        if trade.store() is not None:
+            self.outlook = Outlook(
+                spool.root_fd,
+                trade.owner,
+                self.clock,
+                interval_usec=trade.first_retry_usec,
+                most_usec=trade.last_retry_usec,
+                chance=chance,
+            )
+        self.conclusion = Conclusion(spool, trade, self.line, self.outlook, self.clock, chance)
 
     def run(self, caught: Signals, *, once: bool, linger_usec: int | None = None) -> None:
         """Work until a signal asks to stop; with `once` until nothing is due; with `linger_usec` until idle for that long."""
@@ -53,19 +77,20 @@ class Owner:
             poll = select.poll()
             poll.register(watch.fd, select.POLLIN)
             poll.register(caught.fd, select.POLLIN)
-            self._scan()
-            idle_since_usec = _now_usec()
+            idle_since_usec = self.clock.now_usec()
             try:
                 while True:
+                    if self.clock.now_usec() >= self.scan_usec:
+                        self._scan()
                     self._start_due()
                     if not once and self.worker_socket is None:
                         self._keep_one_ready()
-                    busy = [worker for worker in self.workers if worker.dump is not None]
-                    if busy or self.known:
-                        idle_since_usec = _now_usec()
+                    busy = len(self._working())
+                    if busy or self.line.known:
+                        idle_since_usec = self.clock.now_usec()
                     if once and not busy:
                         return
-                    self._show(len(busy))
+                    self._show(busy)
                     wait_usec = self._wait_usec(idle_since_usec, linger_usec)
                     if wait_usec < 0:
                         return
@@ -75,13 +100,17 @@ class Owner:
                         if caught.stop:
                             return
                     if watch.fd in ready:
-                        self.known -= watch.drain()  # what was touched is looked at anew: `coresnap retry` does that
-                        self._scan()
+                        self._take_in(watch)
                     for worker in list(self.workers):
                         self._look_at(worker, ready)
             finally:
                 for worker in list(self.workers):
                     self._end_worker(worker)
+                if self.outlook:
+                    self.outlook.write_counts(now=True)
+
+    def _working(self) -> set[str]:
+        return {worker.dump.uuid for worker in self.workers if worker.dump}
 
     def _look_at(self, worker: Worker, ready: set[int]) -> None:
         """Take a worker's answer, or act on its death or its delay."""
@@ -91,7 +120,7 @@ class Owner:
                 self._end_worker(worker)
         elif answered:
             self._take_answer(worker)
-        elif _now_usec() >= worker.deadline_usec:
+        elif self.clock.now_usec() >= worker.deadline_usec:
             self._end_worker(worker)
             self._conclude(worker, None)
 
@@ -103,64 +132,95 @@ class Owner:
     def _poll(self, poll: select.poll, wait_usec: int) -> set[int]:
         for worker in self.workers:
             poll.register(worker.socket, select.POLLIN)
-        ready = {fd for fd, _events in poll.poll(wait_usec // 1000 + 1)}
+        ready = {fd for fd, _events in self.clock.poll(poll, wait_usec, busy=bool(self._working()))}
         for worker in self.workers:
             poll.unregister(worker.socket)
         return ready
 
     def _wait_usec(self, idle_since_usec: int, linger_usec: int | None) -> int:
         """Return how long there is nothing to do; negative: the linger has passed."""
-        now_usec = _now_usec()
-        moments = [now_usec + _RESCAN_USEC, *(worker.deadline_usec for worker in self.workers if worker.dump)]
-        if self.later:
-            moments.append(self.later[0][0])
-        if self.due and self.parked_until_usec > now_usec:
-            moments.append(self.parked_until_usec)
-        if linger_usec is not None and not self.known and not any(worker.dump for worker in self.workers):
+        now_usec = self.clock.now_usec()
+        moments = [self.scan_usec, *(worker.deadline_usec for worker in self.workers if worker.dump)]
+        moments += self._next_tries() if self._has_a_hand_free() else []
+        if self.outlook and (write_usec := self.outlook.write_counts()):
+            moments.append(write_usec)
+        if linger_usec is not None and not self.line.known and not self._working():
             end_usec = idle_since_usec + linger_usec
             if now_usec >= end_usec:
                 return -1
             moments.append(end_usec)
         return max(0, min(moments) - now_usec)
 
+    def _next_tries(self) -> list[int]:
+        """Return when what waits is to be tried again, as far as only time is needed for it."""
+        moments = [moment_usec for moment_usec, _uuid in self.line.later[:1]]
+        if self.line.waits() and self.parked_until_usec > self.clock.now_usec():
+            return [*moments, self.parked_until_usec]
+        store = self.trade.store()
+        if self.outlook and store is not None and self.line.waits():
+            moments += self.outlook.next_tries(store, self.line.held, others=bool(self.line.due))
+        return moments
+
     def _show(self, busy: int) -> None:
         """Have the service manager show what is at work, and what waits until when."""
-        line = f"{busy} at work, {len(self.known)} waiting"
-        moments = [self.parked_until_usec] if self.parked_until_usec > _now_usec() else []
-        moments += [self.later[0][0]] if self.later and not moments else []
-        line += "".join(f", next try at {_clock(moment)}" for moment in moments)
+        line = f"{busy} at work, {len(self.line.known)} waiting"
+        if moments := [moment for moment in self._next_tries() if moment > self.clock.now_usec()]:
+            line += f", next try at {self.clock.time_of_day(min(moments))}"
+        if self.outlook:
+            line += "".join(f"; {text}" for text in self.outlook.troubles())
         if line != self.shown:
             notify.status(line)
         self.shown = line
 
     def _scan(self) -> None:
-        """Look what has come into the stage since the last look."""
+        """Look what is in the stage."""
+        self.scan_usec = self.clock.now_usec() + _RESCAN_USEC
         there = set(self.spool.uuids(self.trade.stage))
-        working = {worker.dump.uuid for worker in self.workers if worker.dump}
-        self.due.extend(sorted(there - self.known - working))
-        self.known = there - working
+        self.line.prune(there)
+        self.line.add(there - self._working())
+
+    def _take_in(self, watch: inotify.Watch) -> None:
+        """Take in what has come into the stage, and what was touched in it: `coresnap retry` does that."""
+        names = watch.drain()
+        if "" in names:
+            self._scan()
+        for uuid in sorted(names - self._working()):
+            if not stages.is_uuid(uuid) or not self.spool.holds(self.trade.stage, uuid):
+                continue
+            if uuid in watch.touched:
+                self.line.touch(uuid)
+            else:
+                self.line.add({uuid})
+
+    def _admits(self, project: str | None) -> bool:
+        """Say whether a dump may go to the store, or to a project of it, now."""
+        store = self.trade.store()
+        return self.outlook is None or store is None or self.outlook.admits(store, project)
 
     def _start_due(self) -> None:
-        now_usec = _now_usec()
-        while self.later and self.later[0][0] <= now_usec:
-            self.due.append(heapq.heappop(self.later)[1])
-        while self.due and now_usec >= self.parked_until_usec:
+        now_usec = self.clock.now_usec()
+        self.line.wake(now_usec)
+        while now_usec >= self.parked_until_usec and self._has_a_hand_free():
+            found = self.line.next(self._admits)
+            if found is None:
+                return
+            uuid, touched = found
             try:
                 worker = self._free_worker()
             except OSError as error:
-                self._park_without_worker(error)
-                return
-            if worker is None:
+                self.line.due.appendleft(uuid)
+                self._park_without_worker(uuid, error)
                 return
             self.said = None
-            self._start(worker, self.due.popleft())
+            self._start(worker, uuid, touched=touched)
 
-    def _free_worker(self) -> Worker | None:
+    def _has_a_hand_free(self) -> bool:
+        return len(self.workers) < self.trade.workers or any(worker.dump is None for worker in self.workers)
+
+    def _free_worker(self) -> Worker:
         for worker in self.workers:
             if worker.dump is None:
                 return worker
-        if len(self.workers) >= self.trade.workers:
-            return None
         return self._new_worker()
 
     def _new_worker(self) -> Worker:
@@ -170,14 +230,14 @@ class Owner:
         self.workers.append(new)
         return new
 
-    def _park_without_worker(self, error: OSError) -> None:
+    def _park_without_worker(self, uuid: str, error: OSError) -> None:
         """Wait for workers to be had again; no dump is to blame."""
-        self.parked_until_usec = _now_usec() + _NO_WORKER_USEC
+        self.parked_until_usec = self.clock.now_usec() + _NO_WORKER_USEC
         verdict = Verdict(
             "parked", f"no worker: {self.worker_socket or self.trade.worker[0]}: {error.strerror or error}"
         )
         if verdict != self.said:
-            self.tell(self.due[0], None, verdict, self.trade.stage)
+            self.tell(uuid, None, verdict, self.trade.stage)
         self.said = verdict
 
     def _end_worker(self, worker: Worker) -> None:
@@ -185,7 +245,7 @@ class Owner:
         if worker in self.workers:
             self.workers.remove(worker)
 
-    def _start(self, worker: Worker, uuid: str) -> None:
+    def _start(self, worker: Worker, uuid: str, *, touched: bool) -> None:
         """Hand the dump to the worker, if it is there, ours and due."""
         try:
             dump = self.spool.take(self.trade.stage, uuid)
@@ -193,19 +253,20 @@ class Owner:
             self._leave(uuid, error)
             return
         if dump is None:
-            self._wait_for_lock(uuid)
+            if self.spool.holds(self.trade.stage, uuid):
+                self.line.wait_for_lock(uuid, self.clock.now_usec())
+            else:
+                self.line.forget(uuid)
             return
-        self.busy.pop(uuid, None)
         try:
             document = record.load(dump)
-            wait_usec = _until_usec(document, self.trade.last_retry_usec)
-            if wait_usec > 0:
-                heapq.heappush(self.later, (_now_usec() + wait_usec, uuid))
+            place = self._place(document)
+            if not touched and self._has_to_wait(uuid, document, place):
                 dump.close()
                 return
-            self.known.discard(uuid)
-            worker.dump, worker.document = dump, document
-            worker.started_usec = _now_usec()
+            self.line.forget(uuid)
+            worker.dump, worker.document, worker.place = dump, document, None
+            worker.started_usec = self.clock.now_usec()
             worker.deadline_usec = worker.started_usec + self.trade.limit_usec
             job = self.trade.request(dump, document)
         except (CoresnapError, OSError) as error:
@@ -220,6 +281,9 @@ class Owner:
             self._conclude(worker, {"status": "done"})
             return
         message, fds = job
+        if self.outlook and place:
+            worker.place = place
+            self.outlook.begin(*place)
         try:
             wire.send(worker.socket, message, fds)
         except OSError:
@@ -229,19 +293,25 @@ class Owner:
             for fd in fds:
                 os.close(fd)
 
+    def _place(self, document: Record) -> tuple[str, str] | None:
+        store = self.trade.store()
+        return None if store is None else (store, self.trade.project(document))
+
+    def _has_to_wait(self, uuid: str, document: Record, place: tuple[str, str] | None) -> bool:
+        """Put a dump back into the line where its own next try is later, or its project takes nothing now."""
+        wait_usec = record.until_due_usec(document, self.clock.wall_usec(), self.trade.last_retry_usec)
+        if wait_usec > 0:
+            self.line.schedule(uuid, self.clock.now_usec() + wait_usec)
+            return True
+        if self.outlook and place and not self.outlook.admits(*place):
+            self.line.hold(uuid, place[1])
+            return True
+        return False
+
     def _leave(self, uuid: str, error: CoresnapError | OSError) -> None:
         """Say once what is wrong with a dump that stays where it is, untouched; a restart, or a touch, looks at it again."""
-        self.known.add(uuid)
+        self.line.leave(uuid)
         self.tell(uuid, None, Verdict("parked", _line(error)), self.trade.stage)
-
-    def _wait_for_lock(self, uuid: str) -> None:
-        """Come back soon to a dump that another holds, each time later; forget one that has gone."""
-        if self.spool.holds(self.trade.stage, uuid):
-            tries = self.busy[uuid] = self.busy.get(uuid, -1) + 1
-            self._schedule(uuid, min(_BUSY_USEC[0] << min(tries, 20), _BUSY_USEC[1]))
-        else:
-            self.busy.pop(uuid, None)
-            self.known.discard(uuid)
 
     def _take_answer(self, worker: Worker) -> None:
         try:
@@ -254,69 +324,23 @@ class Owner:
 
     def _conclude(self, worker: Worker, answer: dict[str, Any] | None) -> None:
         """Act on what the work has come to."""
-        dump, document = worker.dump, worker.document
-        worker.dump, worker.document = None, {}
+        dump, document, place = worker.dump, worker.document, worker.place
+        worker.dump, worker.document, worker.place = None, {}, None
         assert dump is not None
+        tells: Verdict | None
         try:
             document["attempts"][self.trade.name] += 1
             judged = answer.get("verdict") if answer else None
             verdict = judged if isinstance(judged, Verdict) else self.trade.conclude(dump, document, answer)
-            verdict = self._apply(dump, document, verdict, answer)
+            tells = self.conclusion.draw(dump, document, verdict, answer, place)
         except (CoresnapError, OSError) as error:
-            verdict = Verdict("later", _line(error), self.trade.first_retry_usec)
-            self._schedule(dump.uuid, self.trade.first_retry_usec)
-        self.tell(dump.uuid, document, verdict, dump.stage)
+            if self.outlook and place:
+                self.outlook.abandon(*place)
+            tells = Verdict("later", _line(error), self.trade.first_retry_usec)
+            self.line.schedule(dump.uuid, self.clock.now_usec() + self.trade.first_retry_usec)
+        if tells:
+            self.tell(dump.uuid, document, tells, dump.stage)
         dump.close()
-
-    def _apply(self, dump: Dump, document: Record, verdict: Verdict, answer: dict[str, Any] | None) -> Verdict:
-        attempts = document["attempts"][self.trade.name]
-        if verdict.status == "later" and self.trade.attempts and attempts >= self.trade.attempts:
-            verdict = Verdict("failed", f"given up on after {attempts} attempts: {verdict.detail}")
-        if verdict.status == "parked":
-            self.parked_until_usec = _now_usec() + (verdict.retry_usec or _RESCAN_USEC)
-            self.known.add(dump.uuid)
-            self.due.append(dump.uuid)
-            return verdict
-        document["next_try_usec"] = None
-        if verdict.status == "later":
-            retry_usec = verdict.retry_usec or min(
-                self.trade.first_retry_usec << min(attempts - 1, 30), self.trade.last_retry_usec
-            )
-            document["next_try_usec"] = time.time_ns() // 1000 + retry_usec
-            record.note(document, f"{self.trade.name}: attempt {attempts} failed", verdict.detail)
-            record.store(dump, document, *self.trade.owner)
-            self._schedule(dump.uuid, retry_usec)
-            return Verdict("later", verdict.detail, retry_usec)
-        if verdict.status == "failed":
-            document["failure"] = {"reason": self.trade.name, "detail": verdict.detail[:2000]}
-        record.note(document, f"{self.trade.name}: {verdict.status}", verdict.detail)
-        self.trade.settle(self.spool, dump, document, answer)
-        record.store(dump, document, *self.trade.owner)
-        self.trade.shed(self.spool, dump, document)
-        self.spool.move(dump, self.trade.next_stage if verdict.status == "done" else stages.FAILED)
-        return verdict
-
-    def _schedule(self, uuid: str, wait_usec: int) -> None:
-        self.known.add(uuid)
-        heapq.heappush(self.later, (_now_usec() + wait_usec, uuid))
-
-
-def _now_usec() -> int:
-    return time.monotonic_ns() // 1000
-
-
-def _clock(moment_usec: int) -> str:
-    """Return a moment of the monotonic clock as a time of the day."""
-    return time.strftime("%H:%M:%S", time.localtime(time.time() + (moment_usec - _now_usec()) / 1e6))
-
-
-def _until_usec(document: Record, most_usec: int) -> int:
-    """Return how long until the record's next try; a clock that was set back does not make it longer than the back-off."""
-    next_try_usec = document["next_try_usec"]
-    if next_try_usec is None:
-        return 0
-    wait_usec: int = next_try_usec - time.time_ns() // 1000
-    return wait_usec if wait_usec <= most_usec * 2 else 0
 
 
 def _line(error: CoresnapError | OSError) -> str:

@@ -187,3 +187,12 @@ def note(record: "Record", event: str, detail: str = "") -> None:
     history.append({"time_usec": time.time_ns() // 1000, "event": event, "detail": detail[:_STRING_MAX]})
     if len(history) > HISTORY_MAX:
         del history[1 : len(history) - HISTORY_MAX + 1]
+
+
+def until_due_usec(record: "Record", wall_usec: int, most_usec: int) -> int:
+    """Return how long until the record's next try; a clock that was set back does not make it longer than the back-off."""
+    next_try_usec = record["next_try_usec"]
+    if next_try_usec is None:
+        return 0
+    wait_usec: int = next_try_usec - wall_usec
+    return wait_usec if wait_usec <= most_usec * 2 else 0

@@ -55,6 +55,8 @@ def _run(
         owner = Owner(spool, trade(loaded, log), _teller(log), options.worker_socket)
         notify.ready()
         owner.run(caught, once=options.once, linger_usec=linger_usec)
+        if owner.outlook and owner.outlook.problem:
+            log.warning(f"{loaded.dump_root}/{owner.outlook.problem}, ignoring")
         notify.stopping()
     return 0
 

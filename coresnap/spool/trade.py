@@ -16,12 +16,14 @@ class Verdict:
     """What the work on a dump has come to.
 
     done: it goes on to the next stage. later: it is tried again, after `retry_usec` or the owner's back-off. parked:
-    the whole stage waits for `retry_usec`; this dump is not to blame. failed: it is given up on.
+    others wait with it; this dump is not to blame. failed: it is given up on. `scope` says who is concerned: the store
+    and all dumps that go to it, one project of it, or (later) this dump perhaps alone.
     """
 
     status: Literal["done", "later", "parked", "failed"]
     detail: str = ""
     retry_usec: int | None = None
+    scope: Literal["dump", "project", "store"] = "dump"
 
 
 class Trade(Protocol):
@@ -33,11 +35,18 @@ class Trade(Protocol):
     reuse: bool  #: one worker may be given one dump after the other
     first_retry_usec: int
     last_retry_usec: int
+    spread: float  #: the share of a back-off that is left to chance
     worker: list[str]  #: argv of the worker program
     workers: int  #: how many dumps are worked on at once
     limit_usec: int  #: after which a worker that has not answered is killed
     attempts: int  #: after how many a dump is given up on; 0 for never
     owner: tuple[int, int, int]  #: mode, uid and gid of what is written into a dump
+
+    def store(self) -> str | None:
+        """Return the name of the store that the stage's dumps go to now; None where they go to none."""
+
+    def project(self, document: Record, /) -> str:
+        """Return the project of a dump."""
 
     def request(self, dump: Dump, document: Record, /) -> tuple[dict[str, Any], list[int]] | Verdict | None:
         """Return the worker's message and descriptors, which the owner closes.

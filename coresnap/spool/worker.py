@@ -26,6 +26,7 @@ class Worker:
     document: Record = field(default_factory=dict)
     deadline_usec: int = 0
     started_usec: int = 0
+    place: tuple[str, str] | None = None  #: the store and the project that its dump goes to
 
     def end(self) -> None:
         """Hang up, upon which a worker and all that it runs ends; see that a child does."""

@@ -60,7 +60,21 @@ class DeliveryValues(SnapshotValues):
     )
     send_attempts: int = row(
         "send.attempts", kinds.Number(0, 1_000_000), "0", "send", """
-        Attempts to deliver a snapshot before its dump moves to failed; 0 never gives up.
+        Attempts to deliver a snapshot before its dump moves to failed; 0 never gives up. While the store as a whole cannot
+        be reached, or takes nothing, no attempt counts.
+        """,
+    )
+    send_retry_usec: int = row(
+        "send.retry", kinds.Duration(1000, DAY), "1min", "send", """
+        Shortest time between two probes of a store that cannot be reached, with one dump each, however many wait; up to a
+        quarter more by chance. A dump that a store fails on while it takes others waits for so long first, then each
+        time twice as long, less up to half by chance.
+        """,
+    )
+    send_retry_max_usec: int = row(
+        "send.retry_max", kinds.Duration(1000, 7 * DAY), "1h", "send", """
+        Longest time that one dump waits for its next attempt, and that a store can ask for with Retry-After. A store, or
+        a project, that takes nothing until somebody has mended it is probed after a quarter of it at the latest.
         """,
     )
     send_timeout_usec: int = row(
