@@ -80,6 +80,7 @@ def _walk(tmp_path: Path, prepared: Site, core: bytes, program: str, action: str
         if action == "kill" and not only:
             assert done.returncode == -9, (step, done)
         assert_whole(site, core)
+        (site.root / "stores.json").unlink(missing_ok=True)
         for _stage, path in site.dumps():
             _make_due(path)
         restarted = site.once()
@@ -90,7 +91,7 @@ def _walk(tmp_path: Path, prepared: Site, core: bytes, program: str, action: str
 
 
 def _make_due(path: Path) -> None:
-    """Let the back-off of a failed attempt pass."""
+    """Let the back-off of a failed attempt pass, as what is forgotten of the stores does for theirs."""
     from coresnap.spool import record
 
     document = record.parse((path / "dump.json").read_bytes())

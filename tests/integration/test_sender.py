@@ -1,0 +1,271 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The sender's rules: who waits for whom when a store, a project or one dump is in trouble.
+
+The owner is the real one, on a clock of the test's own; its worker is a process that answers what the test says.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from coresnap.ground import settings
+from coresnap.ground.log import Log
+from coresnap.send import Sending
+from coresnap.spool import outlook, stages
+from tests.support import hours, spools
+from tests.support.hours import HOUR, MINUTE, SECOND, Hours
+
+BUSY = {"status": "later", "detail": "503 Service Unavailable"}
+_ANSWERING = Path(__file__).parents[1] / "support" / "answering.py"
+
+
+class Sender:
+    """A spool with dumps that wait for their delivery, and what the store says to each."""
+
+    def __init__(self, directory: Path, *more: str) -> None:
+        self.directory = directory
+        self.made = spools.make(
+            directory, f"send.coroner = {directory}/none", f"send.store = file:{directory}/store", *more
+        )
+        self.clock = Hours()
+        self.says()
+
+    def dump(self, exe: str = "/usr/bin/vim", **changes: Any) -> str:
+        """Add a dump."""
+        return spools.add(self.made, stages.SENDING, report=b"{}", exe=exe, **changes)
+
+    def says(self, *rules: tuple[str, str, dict[str, Any] | None]) -> None:
+        """Have the store answer by these rules from now on; there is a whole file at any time."""
+        (self.directory / "rules.new").write_text(json.dumps(rules))
+        os.rename(self.directory / "rules.new", self.directory / "rules")
+
+    def live(self, until_usec: int, **more: Any) -> list[tuple[str, str, int | None]]:
+        """Let the owner live for so long; return what it told: dump, status, when it is tried again."""
+        trade = Sending(settings.load(str(self.made.configuration)), Log([]))
+        trade.worker = [sys.executable, str(_ANSWERING), str(self.directory)]
+        with self.made.open() as spool:
+            owner, told = hours.live(spool, trade, self.clock, self.clock.passed_usec + until_usec, **more)
+        self.shown = owner.shown
+        return [(uuid, verdict.status, verdict.retry_usec) for uuid, verdict in told]
+
+    def asked(self) -> list[str]:
+        """Return the dumps that the store was asked to take since the last call."""
+        path = self.directory / "asked"
+        lines = path.read_text().splitlines() if path.exists() else []
+        path.unlink(missing_ok=True)
+        return [json.loads(line)["uuid"] for line in lines]
+
+    def stage(self, uuid: str) -> str:
+        """Return the stage of a dump."""
+        return next(stage for stage in stages.STAGES if self.made.path(stage, uuid).exists())
+
+    def standing(self, project: str | None = None) -> outlook.Standing:
+        """Return how the store stands, from the file."""
+        with self.made.open() as spool:
+            return next(standing for standing in outlook.read(spool.root_fd) if standing.project == project)
+
+
+@pytest.fixture
+def sender(tmp_path: Path) -> Sender:
+    return Sender(tmp_path)
+
+
+def test_a_store_that_is_down_is_probed_once_a_minute_whatever_waits(sender: Sender) -> None:
+    dumps = {sender.dump() for _ in range(20)}
+    sender.says(("job", "send", BUSY))
+    told = sender.live(10 * MINUTE)
+    asked = sender.asked()
+    assert len(asked) == 10
+    assert len(set(asked)) == 10, "not always the same one"
+    assert [status for _uuid, status, _retry in told] == ["later"], "it is said once"
+    attempts = [sender.made.record("sending", uuid)["attempts"]["send"] for uuid in dumps]
+    assert sorted(attempts) == [0] * 19 + [1], "who waits for the store is not to blame"
+    standing = sender.standing()
+    assert (standing.state, standing.failures, standing.failed) == ("waiting", 10, 10)
+    assert standing.detail == BUSY["detail"]
+    assert "is waited for until" in sender.shown
+    sender.says()
+    sender.live(2 * MINUTE)
+    assert {sender.stage(uuid) for uuid in dumps} == {"committed"}
+    assert len(sender.asked()) == 20, "each once"
+    standing = sender.standing()
+    assert (standing.state, standing.failures, standing.delivered, standing.next_try_usec) == ("up", 0, 20, None)
+
+
+def test_chance_makes_probes_later_never_sooner(sender: Sender) -> None:
+    sender.dump()
+    sender.says(("job", "send", BUSY))
+    sender.live(HOUR, chance=lambda: 1.0)
+    assert len(sender.asked()) == 48
+
+
+def test_retry_after_is_kept_and_bounded(tmp_path: Path) -> None:
+    sender = Sender(tmp_path, "send.retry_max = 10min")
+    uuid = sender.dump()
+    sender.says(("job", "send", {**BUSY, "retry_after_usec": 5 * MINUTE}))
+    assert sender.live(5 * MINUTE - SECOND) == [(uuid, "later", 5 * MINUTE)]
+    assert len(sender.asked()) == 1
+    sender.live(2 * SECOND)
+    assert len(sender.asked()) == 1
+    assert sender.made.record("sending", uuid)["attempts"]["send"] == 0, "the store asked for it"
+    sender.says(("job", "send", {**BUSY, "retry_after_usec": 10**15}))
+    sender.live(5 * MINUTE)
+    assert len(sender.asked()) == 1
+    sender.live(10 * MINUTE - SECOND)
+    assert sender.asked() == []
+    sender.says(("job", "send", {**BUSY, "retry_after_usec": SECOND}))
+    sender.live(12 * SECOND)
+    assert len(sender.asked()) >= 10, "a store that asks for a second gets a second"
+
+
+def test_one_dump_that_a_store_fails_on_does_not_block_the_others(sender: Sender) -> None:
+    dumps = sorted(sender.dump() for _ in range(10))
+    poison = dumps[0]
+    sender.says(("uuid", poison, {"status": "later", "detail": "500"}))
+    sender.live(2 * MINUTE)
+    assert {sender.stage(uuid) for uuid in dumps[1:]} == {"committed"}
+    first = sender.asked()
+    assert first[0] == poison
+    assert first[1] != poison
+    assert sender.made.record("sending", poison)["attempts"]["send"] >= 1
+    # From now on it is known for what it is: others that come are not held up at all, and it comes later each time.
+    late = []
+    for minute in range(1, 240):
+        sender.clock.at(sender.clock.passed_usec + minute * MINUTE, lambda: late.append(sender.dump()))
+    sender.live(4 * HOUR)
+    tries = sender.asked().count(poison)
+    assert 4 <= tries <= 8
+    assert {sender.stage(uuid) for uuid in late} == {"committed"}
+    assert sender.standing().state == "up"
+
+
+def test_attempts_are_counted_where_others_get_through(tmp_path: Path) -> None:
+    sender = Sender(tmp_path, "send.attempts = 3")
+    poison = sender.dump()
+    sender.says(("uuid", poison, {"status": "later", "detail": "500"}))
+    sender.live(6 * HOUR)
+    assert sender.stage(poison) == "sending", "alone it cannot be told from a store that is down"
+    for minute in range(1, 240):
+        sender.clock.at(sender.clock.passed_usec + minute * MINUTE, sender.dump)
+    sender.live(5 * HOUR)
+    assert sender.stage(poison) == "failed"
+    assert "after 3 attempts: 500" in sender.made.record("failed", poison)["failure"]["detail"]
+
+
+@pytest.mark.parametrize("answer", [None, {"status": "?"}])
+def test_a_dump_that_kills_its_worker_is_to_blame_alone(sender: Sender, answer: dict[str, Any] | None) -> None:
+    dumps = sorted(sender.dump() for _ in range(5))
+    sender.says(("uuid", dumps[0], answer))
+    sender.live(SECOND)
+    assert [sender.stage(uuid) for uuid in dumps] == ["sending"] + ["committed"] * 4
+    assert sender.standing().state == "up"
+
+
+def test_a_worker_that_always_dies_is_not_started_for_each_dump(sender: Sender) -> None:
+    for _ in range(10):
+        sender.dump()
+    sender.says(("job", "send", None))
+    sender.live(10 * MINUTE)
+    assert len(sender.asked()) <= 12
+
+
+def test_a_refusal_is_of_one_dump(sender: Sender) -> None:
+    dumps = sorted(sender.dump() for _ in range(3))
+    sender.says(("uuid", dumps[1], {"status": "refused", "detail": "422"}))
+    sender.live(SECOND)
+    assert [sender.stage(uuid) for uuid in dumps] == ["committed", "failed", "committed"]
+
+
+def test_a_project_is_parked_alone(tmp_path: Path) -> None:
+    sender = Sender(tmp_path, "format.1 = web %e ^nginx$", "format.1 = other")
+    web = [sender.dump("/usr/sbin/nginx") for _ in range(5)]
+    other = [sender.dump() for _ in range(5)]
+    sender.says(("project", "web", {"status": "parked", "detail": "no token", "scope": "project"}))
+    told = sender.live(10 * SECOND)
+    assert {sender.stage(uuid) for uuid in other} == {"committed"}
+    assert {sender.stage(uuid) for uuid in web} == {"sending"}
+    assert len([uuid for uuid in sender.asked() if uuid in web]) == 1, "the others of it wait"
+    assert [status for uuid, status, _retry in told if uuid in web] == ["parked"]
+    assert "project web is parked until" in sender.shown
+    assert "no token" in sender.shown
+    assert (sender.standing("web").state, sender.standing().state) == ("parked", "up")
+    assert sender.standing("other").delivered == 5
+    later = [sender.dump() for _ in range(3)]
+    sender.live(HOUR)
+    assert 4 <= len([uuid for uuid in sender.asked() if uuid in web]) <= 8, "now and then"
+    assert {sender.stage(uuid) for uuid in later} == {"committed"}
+    assert {sender.made.record("sending", uuid)["attempts"]["send"] for uuid in web} == {0}
+    sender.says()
+    sender.live(16 * MINUTE)
+    assert {sender.stage(uuid) for uuid in web} == {"committed"}
+
+
+def test_a_store_that_is_parked_parks_all(sender: Sender) -> None:
+    dumps = [sender.dump() for _ in range(5)]
+    sender.says(("job", "send", {"status": "parked", "detail": "401", "scope": "store"}))
+    sender.live(HOUR)
+    assert len(sender.asked()) <= 8
+    assert {sender.stage(uuid) for uuid in dumps} == {"sending"}
+    assert sender.standing().state == "parked"
+    sender.says()
+    sender.live(SECOND)
+    assert {sender.stage(uuid) for uuid in dumps} == {"committed"}, "a new start tries at once: it may have been mended"
+
+
+def test_what_is_known_of_a_store_outlives_the_sender(sender: Sender) -> None:
+    for _ in range(3):
+        sender.dump()
+    sender.says(("job", "send", BUSY))
+    for _ in range(60):
+        sender.live(10 * SECOND)
+    assert len(sender.asked()) <= 10
+    assert sender.standing().failures >= 9
+
+
+def test_a_clock_that_is_set_back_stalls_nothing(sender: Sender) -> None:
+    uuid = sender.dump()
+    sender.says(("job", "send", BUSY))
+    sender.live(SECOND)
+    sender.says()
+    sender.clock.wall_base_usec -= 365 * 24 * HOUR
+    sender.live(SECOND)
+    assert sender.stage(uuid) == "committed"
+
+
+@pytest.mark.parametrize("answer", [BUSY, {"status": "parked", "detail": "401", "scope": "store"}])
+def test_a_touched_dump_is_tried_now(sender: Sender, answer: dict[str, Any]) -> None:
+    """As `coresnap retry` touches it; when it gets through all do, but for the one that was tried first, which has its own wait."""
+    dumps = sorted(sender.dump() for _ in range(5))
+    sender.says(("job", "send", answer))
+    sender.clock.at(10 * SECOND, sender.says)
+    sender.clock.at(11 * SECOND, lambda: os.utime(sender.made.path("sending", dumps[3])))
+    sender.live(12 * SECOND)
+    assert {sender.stage(uuid) for uuid in dumps[1:]} == {"committed"}
+    assert sender.asked()[:2] == [dumps[0], dumps[3]]
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"version":1,"stores":[{}]}', b"x" * 10**6, b"[" * 10**5])
+def test_a_broken_file_is_as_none(sender: Sender, content: bytes) -> None:
+    (sender.made.root / outlook.NAME).write_bytes(content)
+    uuid = sender.dump()
+    sender.live(SECOND)
+    assert sender.stage(uuid) == "committed"
+    assert sender.standing().delivered == 1
+
+
+def test_no_more_stores_and_projects_are_kept_than_that(tmp_path: Path) -> None:
+    sender = Sender(tmp_path, *(f"format.{n} = p{n} %e ^e{n}$" for n in range(150)))
+    for number in range(150):
+        sender.dump(f"/bin/e{number}")
+    sender.live(SECOND)
+    assert len(list((sender.made.root / "committed").iterdir())) == 150
+    with sender.made.open() as spool:
+        kept = outlook.read(spool.root_fd)
+    assert len(kept) == outlook.STORES_MAX
+    assert sender.standing().delivered == 150
