@@ -56,7 +56,7 @@ class Sending:
 
     def __init__(self, settings: Settings, _log: Log) -> None:
         self.settings = settings
-        self.worker = argv_of("send_worker")
+        self.worker = argv_of("send_worker", packages=True)
         self.attempts = settings.send_attempts
         self.first_retry_usec = settings.send_retry_usec
         self.last_retry_usec = max(settings.send_retry_max_usec, settings.send_retry_usec)

@@ -67,16 +67,20 @@ class _Kept:
     """The store, open from one request to the next, as long as they name the same one and it does not fail."""
 
     def __init__(self) -> None:
-        self._key: tuple[str, int, int] | None = None
+        self._key: tuple[Any, ...] | None = None
         self._store: Store | None = None
 
     def get(self, request: dict[str, Any]) -> Store:
         """Return the store of a request, opened if it is not yet."""
-        key = (request["store"], request["store_max_bytes"], request["store_max_age_usec"])
+        limits = {name: request[f"store_{name}"] for name in ("max_bytes", "max_age_usec")}
+        limits["timeout_usec"] = request["timeout_usec"]
+        key = (request["store"], *limits.values(), _changed_nsec(request["store"]))
         if self._store is None or key != self._key:
             self.close()
-            self._store = open_store(key[0], max_bytes=key[1], max_age_usec=key[2])
+            self._store = open_store(request["store"], **limits)
             self._key = key
+            for warning in getattr(self._store, "warnings", ()):
+                print(f"coresnap send-worker: {printable(warning)}", file=sys.stderr, flush=True)
         return self._store
 
     def close(self) -> None:
@@ -84,6 +88,14 @@ class _Kept:
         if self._store is not None:
             self._store.close()
         self._store = None
+
+
+def _changed_nsec(store: str) -> int:
+    """Return when the coroner.cf that a store's name names has changed."""
+    try:
+        return os.stat(store.removeprefix("coroner:")).st_mtime_ns if store.startswith("coroner:") else 0
+    except OSError:
+        return 0
 
 
 def work(connection: socket.socket) -> int:

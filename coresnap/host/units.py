@@ -64,6 +64,9 @@ def drop_ins(settings: Settings) -> dict[str, list[str]]:
         add(PROCESS_WORKER, "Service", f"MemoryMax={settings.snapshot_memory_bytes + _WORKER_BYTES}")
     if _process_seconds(settings) != _process_seconds(default):
         add(PROCESS_WORKER, "Service", f"RuntimeMaxSec={_process_seconds(settings)}")
+    if settings.send_coroner != default.send_coroner:
+        credential = f"LoadCredential=coroner.cf:{_escaped(settings.send_coroner)}"
+        add(SEND_WORKER, "Service", "LoadCredential=", credential)
     store = settings.send_store.removeprefix("file:")
     if settings.send_store not in (default.send_store, store):
         add(SEND_WORKER, "Service", f"ReadWritePaths={_quoted(store)}")

@@ -20,6 +20,7 @@ Another store is one module with a class that has the methods of Store, and one 
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Protocol
 
@@ -64,6 +65,10 @@ class Secret:
         """Return the token itself."""
         return self._text
 
+    def redact(self, text: str) -> str:
+        """Return a text that somebody else wrote without the token, in whatever case."""
+        return re.sub(re.escape(self._text), "…", text, flags=re.IGNORECASE) if self._text else text
+
     def __repr__(self) -> str:
         return "Secret(…)"
 
@@ -88,6 +93,10 @@ class Delivery:
     sha256: str
     attachments: tuple[Attachment, ...] = ()
     token: Secret | None = field(default=None, repr=False)
+    #: Names and values that the store is told beside what the snapshot says; a store may have no place for them.
+    attributes: tuple[tuple[str, str], ...] = ()
+    #: The snapshot's format; empty: as its first bytes tell.
+    format: str = ""
 
 
 @dataclass(frozen=True)

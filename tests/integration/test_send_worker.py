@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,36 +15,10 @@ import pytest
 from coresnap.ground import program, wire
 from coresnap.spool.stages import new_uuid
 from coresnap.store import Receipt
+from tests.support.workers import Worker
 
 SNAPSHOT, ASSETS = b'{"snapshot": 1}', b"assets"
 PRIVATE = "c0ffee0123456789"  # stands for a token
-
-
-class Worker:
-    """A worker and the owner's end of its connection."""
-
-    def __init__(self) -> None:
-        self.connection, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
-            self.process: subprocess.Popen[str] = subprocess.Popen(
-                program.argv_of("send_worker"),
-                stdin=theirs.fileno(),
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-
-    def ask(self, request: dict[str, Any], fds: list[int]) -> dict[str, Any] | None:
-        """Send a request; return the answer, None where the worker has ended instead."""
-        wire.send(self.connection, request, fds)
-        received = wire.receive(self.connection, max_fds=0)
-        return received[0] if received else None
-
-    def end(self) -> tuple[int, str]:
-        """Close the connection; return the worker's exit status and all that it said."""
-        self.connection.close()
-        said = self.process.communicate(timeout=30)[0]
-        return self.process.returncode, said
 
 
 @pytest.fixture
@@ -122,8 +95,8 @@ def test_each_kind_of_failure_has_its_answer(worker: Worker, fds: list[int], tmp
         ({"store_max_bytes": 3}, "refused", "store.max_bytes"),
         ({"store": f"file:{tmp_path}/file"}, "parked", "Not a directory"),
         ({"store": "file:/proc/store"}, "parked", "/proc/store"),
-        ({"store": f"https://{PRIVATE}@localhost/"}, "parked", "https"),
-        ({"store": f"coroner:{tmp_path}/coroner.cf"}, "parked", "send.command"),
+        ({"store": f"https://{PRIVATE}@localhost/"}, "parked", "send.store: "),
+        ({"store": f"coroner:{tmp_path}/coroner.cf"}, "parked", "coroner.cf: No such file"),
         ({"command": ["/nonexistent/client"]}, "parked", "/nonexistent/client"),
         ({"command": ["/bin/echo", "%Z"]}, "parked", "%Z"),
     ):
@@ -256,7 +229,7 @@ def test_a_packet_that_is_no_request(worker: Worker, packet: bytes) -> None:
 
 def test_a_standard_input_that_is_no_socket() -> None:
     done = subprocess.run(
-        program.argv_of("send_worker"),
+        program.argv_of("send_worker", packages=True),
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

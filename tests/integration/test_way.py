@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,8 @@ from coresnap.spool import coredump, record
 from coresnap.spool.stages import STAGES, Spool
 from tests.crash import build, crash
 from tests.support import packaged
+from tests.support.deliveries import TOKEN
+from tests.support.lying_store import LyingStore
 from tests.support.site import REPOSITORY, Site, assert_whole
 from tests.unit.test_snapshot import VALIDATOR
 
@@ -190,15 +193,37 @@ def test_another_client_delivers(tmp_path: Path, real_core: Path) -> None:
     assert json.loads(Path(f"{told}.snapshot").read_text())["uuid"] == document["uuid"]
 
 
-def test_a_store_that_this_version_cannot_reach_is_not_passed_over(tmp_path: Path, real_core: Path) -> None:
+def test_a_coroner_cf_is_all_that_it_takes(tmp_path: Path, real_core: Path) -> None:
+    """Copied to where send.coroner says, it has the report delivered to its store, and nothing goes to the file: store."""
+    with LyingStore(tokens={TOKEN}) as store:
+        site = Site(tmp_path / "site")
+        (tmp_path / "site" / "coroner.cf").write_text(
+            f"[universe]\nname = universe\nwrite = {store.address}\n[token]\nblackhole = {TOKEN}\n"
+        )
+        assert site.archive(real_core).returncode == 0
+        done = site.once()
+    ((stage, path),) = site.dumps()
+    assert stage == "committed", done.stderr
+    receipt, document = (json.loads((path / name).read_text()) for name in ("receipt.json", "dump.json"))
+    stored = store.objects[path.name]
+    assert (receipt["store"], receipt["object"]) == (store.address, stored.rxid)
+    assert stored.upload == (document["snapshot"]["size_bytes"], document["snapshot"]["sha256"])
+    assert site.stored() == []
+    assert TOKEN not in done.stdout + done.stderr + json.dumps([receipt, document])
+    assert "can read it: chmod 600" in done.stderr
+
+
+def test_an_object_store_that_cannot_be_reached_is_not_passed_over(tmp_path: Path, real_core: Path) -> None:
     """Where a coroner.cf stands its owner expects the snapshot there: it waits, and nothing goes to the file: store."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = f"http://127.0.0.1:{listener.getsockname()[1]}"
     coroner = tmp_path / "coroner.cf"
-    coroner.write_text("[universe]\nwrite = https://localhost:6098\n")
+    coroner.write_text(f"write = {address}\nblackhole = {TOKEN}\n")
     site = Site(tmp_path / "site", **{"send.coroner": str(coroner)})
     assert site.archive(real_core).returncode == 0
     done = site.once()
     assert site.stages() == ["sending"]
-    assert "set send.command" in done.stderr
+    assert f"{address}: Connection refused" in done.stderr
     assert site.stored() == []
 
 

@@ -92,7 +92,17 @@ def test_the_schema_refuses(change: dict[str, Any], key: str) -> None:
         *(("dump.mode", text) for text in ("0577", "0600", "0777", "1600")),
         *(("snapshot.timeout", text) for text in ("999ms", "1s", "7d", "8d")),
         *(("store.max_bytes", text) for text in ("1023K", "1M", "1048576T", "1048577T")),
-        *(("send.store", text) for text in ("file:/x", "file:x", "file:/", "https://example.org")),
+        *(
+            ("send.store", text)
+            for text in (
+                "file:/x",
+                "file:x",
+                "file:/",
+                "https://a.example",
+                "http://[::1]:6098/post",
+                "https://a/b/c/json",
+            )
+        ),
     ],
 )
 def test_parser_and_schema_draw_the_same_line(name: str, text: str) -> None:
@@ -276,7 +286,10 @@ def test_the_first_problem_is_raised_and_the_others_counted(tmp_path: Path) -> N
         ("send.command = a %c", "%c is not known here"),
         ("archive.environ = PATH A=B", "`A=B` is not allowed"),
         ("archive.environ = " + "A " * 257, "more than 256 words"),
-        ("send.store = https://example.org", "not `file:` and the absolute path of a directory"),
+        (
+            "send.store = https://example.org/universe/5ec4e7/json",
+            "`send.store = https://…`: not `file:` and the absolute",
+        ),
         ("format.1 = ../up", "not the name of a project"),
         ("format.1 =", "not the name of a project"),
         ("format.1 = p ^vim", "after the project %e and a regular expression are expected"),

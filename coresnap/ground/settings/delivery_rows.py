@@ -48,14 +48,14 @@ class DeliveryValues(SnapshotValues):
     )
     send_coroner: str = row(
         "send.coroner", kinds.PATH, "/usr/local/etc/coroner.cf", "send", """
-        Coroner's configuration file: the address of an object store and its tokens. Where this file exists that store
-        takes the place of send.store. This version does not speak to it by itself: send.command can have coroner do
-        it, and as long as neither is arranged the dumps wait in sending.
+        Coroner's configuration file: the address of an object store and a token for each project. Where this file exists
+        that store takes the place of send.store. root alone need be able to read it.
         """,
     )
     send_store: str = row(
         "send.store", kinds.STORE, "file:/var/lib/coresnap-store", "send", """
-        Store that snapshots are delivered to where send.coroner names no file that exists: `file:` and a directory.
+        Store that snapshots are delivered to where send.coroner names no file that exists: `file:` and a directory, or
+        the address of an object store, whose tokens stand in a coroner.cf that the worker has as a credential.
         """,
     )
     send_attempts: int = row(

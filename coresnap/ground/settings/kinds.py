@@ -78,7 +78,11 @@ class Text(Kind):
 PATH = Text(r"/[^\x00-\x1f\x7f]*", "an absolute path")
 USER = Text(r"[A-Za-z_][A-Za-z0-9_.-]{0,30}[$]?|0|[1-9][0-9]{0,8}|[1-3][0-9]{9}", "the name or number of a user")
 GROUP = Text(USER.pattern, "the name or number of a group")
-STORE = Text(r"file:/[^\x00-\x1f\x7f]+", "`file:` and the absolute path of a directory")
+#: No address that could have a token in it: the configuration is for everybody to read.
+STORE = Text(
+    r"file:/[^\x00-\x1f\x7f]+|https?://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?(/(api/)?post)?/?",
+    "`file:` and the absolute path of a directory, or https://HOST[:PORT] with no more than /post or /api/post behind it",
+)
 
 
 @dataclass(frozen=True)

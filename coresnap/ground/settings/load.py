@@ -153,7 +153,8 @@ class _Merge:
     def _problem(self, directive: Directive, why: str, hint: str = "") -> None:
         name = _name(directive.name)
         hint = hint or (f"allowed: {TABLE[ATTRIBUTES[name]].kind.allowed()}" if name in ATTRIBUTES else "")
-        what = printable(f"{directive.name} = {directive.value}", 120)
+        value = re.sub(r"(https?)://\S*", r"\1://…", directive.value)  # an address may have a token in it, by mistake
+        what = printable(f"{directive.name} = {value}", 120)
         problem = BadSettings(f"{printable(directive.origin)}: `{what}`: {why}", hint=hint)
         self._found.append((directive.line, problem))
 
