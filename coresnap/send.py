@@ -50,7 +50,6 @@ class Sending:
 
     name = "send"
     stage, next_stage = stages.SENDING, stages.COMMITTED
-    workers = 1
     reuse = True
     spread = 0.5
 
@@ -58,6 +57,7 @@ class Sending:
         self.settings = settings
         self.worker = argv_of("send_worker", packages=True)
         self.attempts = settings.send_attempts
+        self.workers = settings.send_jobs
         self.first_retry_usec = settings.send_retry_usec
         self.last_retry_usec = max(settings.send_retry_max_usec, settings.send_retry_usec)
         self.limit_usec = settings.send_timeout_usec + _GRACE_USEC
@@ -115,7 +115,8 @@ class Sending:
         status, detail = answer.get("status"), str(answer.get("detail", ""))[:2000]
         if status == "delivered":
             receipt = Receipt.from_json(answer.get("receipt"))
-            durable.replace(dump.fd, RECEIPT, json.dumps(receipt.to_json()).encode(), *self.owner)
+            # The record comes next, and syncs the directory. Were the receipt's name lost the store would be asked again.
+            durable.replace(dump.fd, RECEIPT, json.dumps(receipt.to_json()).encode(), *self.owner, sync_entry=False)
             return Verdict("done", f"delivered to {receipt.store}, project {receipt.project}")
         if status == "done":
             receipt = Receipt.from_json(json.loads(durable.read(dump.fd, RECEIPT, _RECEIPT_MAX_BYTES)))

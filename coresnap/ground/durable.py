@@ -115,10 +115,13 @@ def sync(fd: int) -> None:
     _call("fsync", str(fd), os.fsync, fd)
 
 
-def replace(dir_fd: int, name: str, data: "Bytes", mode: int, uid: int = -1, gid: int = -1) -> None:
+def replace(
+    dir_fd: int, name: str, data: "Bytes", mode: int, uid: int = -1, gid: int = -1, *, sync_entry: bool = True
+) -> None:
     """Put `data` durably in place of the whole file `name`: a reader, or a crash, sees the old or the new, never a part.
 
-    The caller is alone with this name (it holds the dump's lock, or the file is its own).
+    The caller is alone with this name (it holds the dump's lock, or the file is its own). Without `sync_entry` the caller
+    syncs the directory; until then a crash may show the old.
     """
     temporary = f".{name}.new"
     if exists(dir_fd, temporary):
@@ -133,7 +136,8 @@ def replace(dir_fd: int, name: str, data: "Bytes", mode: int, uid: int = -1, gid
     finally:
         os.close(fd)
     _call("rename", name, os.rename, temporary, name, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
-    sync(dir_fd)
+    if sync_entry:
+        sync(dir_fd)
 
 
 def rename(src_dir_fd: int, src: str, dst_dir_fd: int, dst: str) -> None:

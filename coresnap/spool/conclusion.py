@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from coresnap.spool.trade import Trade
 
 Place = tuple[str, str]
+#: How many moves of delivered dumps are synced together, at most; they are as soon as no dump is at work.
+_MOVES_MOST = 64
 
 
 class Conclusion:
@@ -33,6 +35,7 @@ class Conclusion:
         self.outlook = outlook
         self.clock = clock
         self.chance = chance
+        self.moved = 0  #: dumps whose move is not synced yet
 
     def draw(
         self, dump: Dump, document: Record, verdict: Verdict, answer: dict[str, Any] | None, place: Place | None
@@ -58,8 +61,19 @@ class Conclusion:
         self.trade.settle(self.spool, dump, document, answer)
         record.store(dump, document, *self.trade.owner)
         self.trade.shed(self.spool, dump, document)
-        self.spool.move(dump, self.trade.next_stage if verdict.status == "done" else stages.FAILED)
+        # Seen again where it was, a dump with its receipt would be moved again, and nothing else: many are synced at once.
+        delivered = verdict.status == "done" and place is not None
+        self.spool.move(dump, self.trade.next_stage if verdict.status == "done" else stages.FAILED, sync=not delivered)
+        self.moved += delivered
+        if self.moved >= _MOVES_MOST:
+            self.sync_moves()
         return verdict
+
+    def sync_moves(self) -> None:
+        """Have the moves on the disk that are not. Raises OSError."""
+        if self.moved:
+            self.moved = 0
+            self.spool.sync(self.trade.next_stage, self.trade.stage)
 
     def _later(self, dump: Dump, document: Record, verdict: Verdict) -> Verdict:
         attempts = document["attempts"][self.trade.name]

@@ -21,7 +21,7 @@ from coresnap.spool.conclusion import Conclusion
 from coresnap.spool.line import Line
 from coresnap.spool.outlook import Outlook
 from coresnap.spool.trade import Tell, Trade, Verdict
-from coresnap.spool.worker import Worker, connect, spawn
+from coresnap.spool.worker import Worker, Workers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,10 +51,9 @@ class Owner:
         self.spool = spool
         self.trade = trade
         self.tell = tell
-        self.worker_socket = worker_socket
         self.clock = clock or Clock()
         self.line = Line()
-        self.workers: list[Worker] = []
+        self.workers = Workers(trade.worker, worker_socket, trade.workers, reuse=trade.reuse)
         self.parked_until_usec = 0
         self.scan_usec = 0
         self.said: Verdict | None = None
@@ -83,11 +82,13 @@ class Owner:
                     if self.clock.now_usec() >= self.scan_usec:
                         self._scan()
                     self._start_due()
-                    if not once and self.worker_socket is None:
-                        self._keep_one_ready()
-                    busy = len(self._working())
+                    if not once:
+                        self.workers.keep_one_ready(len(self.line.due))
+                    busy = len(self.workers.working())
                     if busy or self.line.known:
                         idle_since_usec = self.clock.now_usec()
+                    if not busy:
+                        self._settle()
                     if once and not busy:
                         return
                     self._show(busy)
@@ -101,50 +102,43 @@ class Owner:
                             return
                     if watch.fd in ready:
                         self._take_in(watch)
-                    for worker in list(self.workers):
+                    for worker in list(self.workers.all):
                         self._look_at(worker, ready)
             finally:
-                for worker in list(self.workers):
-                    self._end_worker(worker)
+                for worker in list(self.workers.all):
+                    self.workers.end(worker)
+                self._settle()
                 if self.outlook:
                     self.outlook.write_counts(now=True)
-
-    def _working(self) -> set[str]:
-        return {worker.dump.uuid for worker in self.workers if worker.dump}
 
     def _look_at(self, worker: Worker, ready: set[int]) -> None:
         """Take a worker's answer, or act on its death or its delay."""
         answered = worker.socket.fileno() in ready
         if worker.dump is None:
             if answered:  # it has nothing to say: it died
-                self._end_worker(worker)
+                self.workers.end(worker)
         elif answered:
             self._take_answer(worker)
         elif self.clock.now_usec() >= worker.deadline_usec:
-            self._end_worker(worker)
+            self.workers.end(worker)
             self._conclude(worker, None)
 
-    def _keep_one_ready(self) -> None:
-        """Have a worker started before the dump comes that it is for."""
-        if len(self.workers) < self.trade.workers and all(worker.dump for worker in self.workers):
-            self._new_worker()
-
     def _poll(self, poll: select.poll, wait_usec: int) -> set[int]:
-        for worker in self.workers:
+        for worker in self.workers.all:
             poll.register(worker.socket, select.POLLIN)
-        ready = {fd for fd, _events in self.clock.poll(poll, wait_usec, busy=bool(self._working()))}
-        for worker in self.workers:
+        ready = {fd for fd, _events in self.clock.poll(poll, wait_usec, busy=bool(self.workers.working()))}
+        for worker in self.workers.all:
             poll.unregister(worker.socket)
         return ready
 
     def _wait_usec(self, idle_since_usec: int, linger_usec: int | None) -> int:
         """Return how long there is nothing to do; negative: the linger has passed."""
         now_usec = self.clock.now_usec()
-        moments = [self.scan_usec, *(worker.deadline_usec for worker in self.workers if worker.dump)]
-        moments += self._next_tries() if self._has_a_hand_free() else []
+        moments = [self.scan_usec, *(worker.deadline_usec for worker in self.workers.all if worker.dump)]
+        moments += self._next_tries() if self._has_free() else []
         if self.outlook and (write_usec := self.outlook.write_counts()):
             moments.append(write_usec)
-        if linger_usec is not None and not self.line.known and not self._working():
+        if linger_usec is not None and not self.line.known and not self.workers.working():
             end_usec = idle_since_usec + linger_usec
             if now_usec >= end_usec:
                 return -1
@@ -177,14 +171,14 @@ class Owner:
         self.scan_usec = self.clock.now_usec() + _RESCAN_USEC
         there = set(self.spool.uuids(self.trade.stage))
         self.line.prune(there)
-        self.line.add(there - self._working())
+        self.line.add(there - self.workers.working())
 
     def _take_in(self, watch: inotify.Watch) -> None:
         """Take in what has come into the stage, and what was touched in it: `coresnap retry` does that."""
         names = watch.drain()
         if "" in names:
             self._scan()
-        for uuid in sorted(names - self._working()):
+        for uuid in sorted(names - self.workers.working()):
             if not stages.is_uuid(uuid) or not self.spool.holds(self.trade.stage, uuid):
                 continue
             if uuid in watch.touched:
@@ -200,13 +194,13 @@ class Owner:
     def _start_due(self) -> None:
         now_usec = self.clock.now_usec()
         self.line.wake(now_usec)
-        while now_usec >= self.parked_until_usec and self._has_a_hand_free():
+        while now_usec >= self.parked_until_usec and self._has_free():
             found = self.line.next(self._admits)
             if found is None:
                 return
             uuid, touched = found
             try:
-                worker = self._free_worker()
+                worker = self.workers.free()
             except OSError as error:
                 self.line.due.appendleft(uuid)
                 self._park_without_worker(uuid, error)
@@ -214,36 +208,23 @@ class Owner:
             self.said = None
             self._start(worker, uuid, touched=touched)
 
-    def _has_a_hand_free(self) -> bool:
-        return len(self.workers) < self.trade.workers or any(worker.dump is None for worker in self.workers)
+    def _settle(self) -> None:
+        """Have all on the disk, now that there is time for it."""
+        try:
+            self.conclusion.sync_moves()
+        except OSError as error:
+            self.tell(self.trade.stage, None, Verdict("parked", _line(error)), self.trade.next_stage)
 
-    def _free_worker(self) -> Worker:
-        for worker in self.workers:
-            if worker.dump is None:
-                return worker
-        return self._new_worker()
-
-    def _new_worker(self) -> Worker:
-        """Have a worker started. Raises OSError where none can be had now."""
-        path = self.worker_socket
-        new = spawn(self.trade.worker) if path is None else connect(path)
-        self.workers.append(new)
-        return new
+    def _has_free(self) -> bool:
+        return self.workers.has_free(len(self.line.due))
 
     def _park_without_worker(self, uuid: str, error: OSError) -> None:
         """Wait for workers to be had again; no dump is to blame."""
         self.parked_until_usec = self.clock.now_usec() + _NO_WORKER_USEC
-        verdict = Verdict(
-            "parked", f"no worker: {self.worker_socket or self.trade.worker[0]}: {error.strerror or error}"
-        )
+        verdict = Verdict("parked", f"no worker: {self.workers.whence}: {error.strerror or error}")
         if verdict != self.said:
             self.tell(uuid, None, verdict, self.trade.stage)
         self.said = verdict
-
-    def _end_worker(self, worker: Worker) -> None:
-        worker.end()
-        if worker in self.workers:
-            self.workers.remove(worker)
 
     def _start(self, worker: Worker, uuid: str, *, touched: bool) -> None:
         """Hand the dump to the worker, if it is there, ours and due."""
@@ -287,7 +268,7 @@ class Owner:
         try:
             wire.send(worker.socket, message, fds)
         except OSError:
-            self._end_worker(worker)
+            self.workers.end(worker)
             self._conclude(worker, None)
         finally:
             for fd in fds:
@@ -319,7 +300,7 @@ class Owner:
         except (BadInput, OSError):
             received = None
         if received is None or not self.trade.reuse:
-            self._end_worker(worker)
+            self.workers.end(worker)
         self._conclude(worker, None if received is None else received[0])
 
     def _conclude(self, worker: Worker, answer: dict[str, Any] | None) -> None:

@@ -200,17 +200,24 @@ class Spool:
             with os.scandir(self.stage_fds[stage]) as entries:
                 yield from (f"{stage}/{entry.name}" for entry in entries if not _is_dump(entry))
 
-    def move(self, dump: Dump, stage: str) -> None:
+    def move(self, dump: Dump, stage: str, *, sync: bool = True) -> None:
         """Move a locked dump to another stage, and give it up: the next stage's owner may take it from the rename on.
 
-        Its files, and its directory, have been synced by their writers.
+        Its files, and its directory, have been synced by their writers. Without `sync` the caller syncs both stages
+        later; a crash before that may show the dump where it was.
         """
         source, target = self.stage_fds[dump.stage], self.stage_fds[stage]
         durable.rename(source, dump.uuid, target, dump.uuid)
         dump.stage = stage
         dump.close()
-        durable.sync(target)
-        durable.sync(source)
+        if sync:
+            durable.sync(target)
+            durable.sync(source)
+
+    def sync(self, *names: str) -> None:
+        """Have on the disk which dumps are in these stages. Raises OSError."""
+        for stage in names:
+            durable.sync(self.stage_fds[stage])
 
     def link_core(self, dump: Dump, core: str) -> str:
         """Give the core, CORE or COMPRESSED, the name by which the journal knows it, wherever its dump moves; return that path."""

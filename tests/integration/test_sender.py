@@ -76,7 +76,8 @@ def sender(tmp_path: Path) -> Sender:
     return Sender(tmp_path)
 
 
-def test_a_store_that_is_down_is_probed_once_a_minute_whatever_waits(sender: Sender) -> None:
+def test_a_store_that_is_down_is_probed_once_a_minute_whatever_waits(tmp_path: Path) -> None:
+    sender = Sender(tmp_path, "send.jobs = 1")
     dumps = {sender.dump() for _ in range(20)}
     sender.says(("job", "send", BUSY))
     told = sender.live(10 * MINUTE)
@@ -96,6 +97,14 @@ def test_a_store_that_is_down_is_probed_once_a_minute_whatever_waits(sender: Sen
     assert len(sender.asked()) == 20, "each once"
     standing = sender.standing()
     assert (standing.state, standing.failures, standing.delivered, standing.next_try_usec) == ("up", 0, 20, None)
+
+
+def test_what_is_under_way_when_a_store_goes_down_is_one_failure(sender: Sender) -> None:
+    dumps = [sender.dump() for _ in range(40)]
+    sender.says(("job", "send", BUSY))
+    sender.live(10 * MINUTE)
+    assert len(sender.asked()) <= 11
+    assert sum(sender.made.record("sending", uuid)["attempts"]["send"] for uuid in dumps) == 1
 
 
 def test_chance_makes_probes_later_never_sooner(sender: Sender) -> None:

@@ -58,6 +58,11 @@ class DeliveryValues(SnapshotValues):
         the address of an object store, whose tokens stand in a coroner.cf that the worker has as a credential.
         """,
     )
+    send_jobs: int = row(
+        "send.jobs", kinds.Number(1, 64), "2", "send", """
+        Most snapshots that are delivered at once. The second connection is made when ten or more wait.
+        """,
+    )
     send_attempts: int = row(
         "send.attempts", kinds.Number(0, 1_000_000), "0", "send", """
         Attempts to deliver a snapshot before its dump moves to failed; 0 never gives up. While the store as a whole cannot
