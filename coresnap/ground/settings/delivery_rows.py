@@ -24,8 +24,10 @@ class DeliveryValues(SnapshotValues):
         "format.1", kinds.Rules(), "blackhole", "format", """
         Project, and name of the token, for a crash. `format.N = PROJECT %e REGEX` is for executables in whose name,
         without its directory, the regular expression is found; it may be repeated, with the same number or others. The
-        first match counts: the lower number first, then the one that stands first. `format.N = PROJECT` is for all
-        other crashes, whatever its number.
+        first match counts: the lower number first, then the one that stands first. `\\1` in PROJECT stands for what the
+        first group of the regular expression has found, up to `\\9`: `format.2 = \\1 %e ^(web|db)-`; where that makes no
+        name of a project, the crash belongs to that of all others. `format.N = PROJECT` is for all other crashes,
+        whatever its number. `coresnap route EXE` tells which rule takes an executable.
         """,
     )
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from coresnap.ground import formats
 from coresnap.ground.errors import BadSettings
-from coresnap.ground.settings.rules import MAX_RULES, PATTERN_MAX, PROJECT, Rule, parse_rule
+from coresnap.ground.settings.rules import MAX_RULES, NAMED, PATTERN_MAX, Rule, parse_rule
 
 _BYTES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _USEC = {
@@ -312,7 +312,7 @@ class Rules(Kind):
     def schema(self) -> dict[str, Any]:
         properties = {
             "number": {"type": "integer", "minimum": 0},
-            "project": {"type": "string", "pattern": f"^(?:{PROJECT})$"},
+            "project": {"type": "string", "pattern": f"^(?:{NAMED})$"},
             "regex": {"type": ["string", "null"], "maxLength": PATTERN_MAX},
         }
         item = {
@@ -324,4 +324,4 @@ class Rules(Kind):
         return {"type": "array", "items": item, "minItems": 1, "maxItems": MAX_RULES + 1}
 
     def allowed(self) -> str:
-        return "PROJECT, or PROJECT %e REGEX"
+        return "PROJECT, or PROJECT %e REGEX; \\1 to \\9 in PROJECT are groups of REGEX"

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from coresnap.ground.errors import BadSettings
 from coresnap.ground.settings import reader
-from coresnap.ground.settings.rules import MAX_RULES, Rule, in_order, parse_rule
+from coresnap.ground.settings.rules import MAX_RULES, PROJECT, Rule, in_order, parse_rule
 from coresnap.ground.settings.table import ATTRIBUTES, TABLE, Values
 from coresnap.ground.text import printable
 
@@ -47,9 +47,13 @@ class Settings(Values):
     warnings: tuple[str, ...] = ()
 
     def format_for(self, exe: str) -> tuple[str, Rule]:
-        """Return the project for a crash of `exe`, the executable's name without its directory, and the rule for it."""
+        """Return the project for a crash of `exe`, the executable's name without its directory, and the rule that takes it.
+
+        Where what the rule's groups give is no name for a project, it is that of the rule for all others.
+        """
         rule = next(rule for rule in self.formats if rule.matches(exe))
-        return rule.project, rule
+        project = rule.project_for(exe)
+        return project if re.fullmatch(PROJECT, project) else self.formats[-1].project, rule
 
     def dump_owner(self) -> tuple[int, int, int]:
         """Return mode, uid and gid of a dump's files; -1 is the caller's own, where coresnap's user does not exist."""
