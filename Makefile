@@ -86,7 +86,7 @@ $(VENV)/stamp: pyproject.toml
 	touch $@
 
 # No build tool is asked for: a program is a file of the package, and finds the package where it lies.
-PROGRAMS := process process_worker send send_worker purge query
+PROGRAMS := process process_worker send send_worker purge query hook hook_worker
 ROOT := $(DESTDIR)$(PREFIX)
 LIBDIR := $(ROOT)/lib/coresnap
 install:

@@ -55,7 +55,7 @@ from coresnap.host.kernel_log import KernelLog
 from coresnap.host.pattern import Host
 from coresnap.host.transport import PROBE_NAME
 from coresnap.host.units import STAGES
-from coresnap.spool import ledger, stages
+from coresnap.spool import hooks, ledger, stages
 from coresnap.spool.stages import Spool
 
 _LOOK_USEC = 60_000_000
@@ -112,7 +112,7 @@ def _run(options: argparse.Namespace, log: Log) -> int:
         for name in spool.foreign():
             log.warning(f"{spool.path}/{printable(name)} is no dump, ignoring")
         if options.once:
-            return _once(options, caught)
+            return _once(options, loaded, caught)
         log.info(f"at work on {spool.path}: {_totals(spool)}")
         Daemon(options, spool, log, loaded).run(caught)
         log.info("ended")
@@ -164,12 +164,12 @@ def _sweep(spool: Spool, loaded: Settings, log: Log) -> None:
         tell_swept(log, outcome)
 
 
-def _once(options: argparse.Namespace, caught: program.Signals) -> int:
+def _once(options: argparse.Namespace, loaded: Settings, caught: program.Signals) -> int:
     """Run each stage's owner once, the way of a dump, or until asked to stop; return the worst exit status."""
     worst = 0
     poll = select.poll()
     poll.register(caught.fd, select.POLLIN)
-    for name in ("process", "send"):
+    for name in _owners(loaded):
         child = runner.spawn([*_argv(name, options), "--once"])
         while (status := child.poll()) is None and not caught.stop:
             poll.poll()  # SIGCHLD is among what is caught
@@ -178,6 +178,11 @@ def _once(options: argparse.Namespace, caught: program.Signals) -> int:
         if caught.stop:
             break
     return worst
+
+
+def _owners(loaded: Settings) -> tuple[str, ...]:
+    """Return the programs that do the work, the way of a dump; hooks only where there are any."""
+    return ("process", "send", "hook") if hooks.commands(loaded) else ("process", "send")
 
 
 def _argv(name: str, options: argparse.Namespace) -> list[str]:
@@ -198,10 +203,14 @@ class Daemon:
         self.spool = spool
         self.log = log
         self.claim = Claim(Host(), CORE_PATTERN, log) if options.units else None
-        kept = [] if options.units else [Supervised("process"), Supervised("send"), Supervised("purge", _PURGE_USEC)]
-        self.children = Supervisor(kept, lambda name: _argv(name, options), log.error)
+        self.children = Supervisor(self._kept(), lambda name: _argv(name, options), log.error)
         self.look_usec = now_usec() + _LOOK_USEC
         self.kernel_log: KernelLog | None = None
+
+    def _kept(self) -> list[Supervised]:
+        if self.claim:
+            return []
+        return [*map(Supervised, _owners(self.loaded)), Supervised("purge", _PURGE_USEC)]
 
     def run(self, caught: program.Signals) -> None:
         """Work until asked to stop."""
@@ -293,6 +302,7 @@ class Daemon:
             self.log.error(f"reload refused, the old settings go on: {error.line()}")
         else:
             self.children.end()
+            self.children.children = self._kept()
             self.log.info("settings read again")
         notify.ready()
 

@@ -19,6 +19,8 @@ MEANINGS = {
     "s": "number of the signal",
     "P": "project",
     "t": "name of the token, which is the project's",
+    "w": "the stage that the dump has come to",
+    "f": "fingerprint of the crash; nothing where it has none",
     "%": "a percent sign",
 }
 

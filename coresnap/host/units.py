@@ -22,16 +22,18 @@ PURGE = "coresnap-purge.service"
 QUERY = "coresnap-query@.service"
 SYMBOLS, SYMBOLS_WANTED = "coresnap-symbols.service", "coresnap-symbols-wanted.service"
 PROCESS_SOCKET, SEND_SOCKET = "coresnap-process.socket", "coresnap-send.socket"
+HOOKS, HOOK_WORKER, HOOK_SOCKET = "coresnap-hooks.service", "coresnap-hook@.service", "coresnap-hook.socket"
 PENDING_PATH, SENDING_PATH = "coresnap-pending.path", "coresnap-sending.path"
-PATHS = {PENDING_PATH: "pending", SENDING_PATH: "sending"}
+HOOKS_PATH = "coresnap-hooks.path"
+PATHS = {PENDING_PATH: "pending", SENDING_PATH: "sending", HOOKS_PATH: "hooks"}
 #: What does the stages' work, by the settings that it found when it was started.
-STAGES = [PROCESSOR, SENDER]
+STAGES = [PROCESSOR, SENDER, HOOKS]
 CAPTURE_SOCKETS = ["coresnap-archive.socket", "coresnap-handover.socket"]
 CAPTURING = [*CAPTURE_SOCKETS, CAPTURE]
 #: All that coresnapd.service has had started. A target's stop is its members', and capture is no member: it outlives shutdown.
 ALL = ["coresnap.target", *CAPTURING]
 _DROP_IN = "50-settings.conf"
-_SPOOLING = (CAPTURE, PROCESSOR, SENDER, PURGE)
+_SPOOLING = (CAPTURE, PROCESSOR, SENDER, PURGE, HOOKS)
 #: What a worker takes beside what its command may take.
 _WORKER_BYTES = 256 << 20
 _SPARE_SECONDS = 60
@@ -51,14 +53,14 @@ def drop_ins(settings: Settings) -> dict[str, list[str]]:
             add(unit, "Unit", f"RequiresMountsFor={_quoted(root)}")
             add(unit, "Service", f"ReadWritePaths={_quoted(root)}")
         add(SYMBOLS_WANTED, "Unit", f"RequiresMountsFor={_quoted(root)}")
-        for unit in (PROCESS_WORKER, SEND_WORKER, SYMBOLS):
+        for unit in (PROCESS_WORKER, SEND_WORKER, SYMBOLS, HOOK_WORKER):
             add(unit, "Service", f"InaccessiblePaths={_quoted(root)}")
         for unit, stage in PATHS.items():
             add(unit, "Path", "DirectoryNotEmpty=", f"DirectoryNotEmpty={_escaped(root)}/{stage}")
     if (settings.dump_user, settings.dump_group) != (default.dump_user, default.dump_group):
         for unit in (*_SPOOLING, PROCESS_WORKER, SYMBOLS_WANTED, QUERY):
             add(unit, "Service", f"User={settings.dump_user}", f"Group={settings.dump_group}")
-        for unit in (PROCESS_SOCKET, SEND_SOCKET):
+        for unit in (PROCESS_SOCKET, SEND_SOCKET, HOOK_SOCKET):
             add(unit, "Socket", f"SocketUser={settings.dump_user}")
     if settings.snapshot_memory_bytes != default.snapshot_memory_bytes:
         add(PROCESS_WORKER, "Service", f"MemoryMax={settings.snapshot_memory_bytes + _WORKER_BYTES}")
@@ -70,6 +72,9 @@ def drop_ins(settings: Settings) -> dict[str, list[str]]:
     store = settings.send_store.removeprefix("file:")
     if settings.send_store not in (default.send_store, store):
         add(SEND_WORKER, "Service", f"ReadWritePaths={_quoted(store)}")
+        add(HOOK_WORKER, "Service", f"InaccessiblePaths=-{_quoted(store)}")
+    if settings.send_coroner != default.send_coroner:
+        add(HOOK_WORKER, "Service", f"InaccessiblePaths=-{_quoted(settings.send_coroner)}")
     return lines
 
 

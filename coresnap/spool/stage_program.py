@@ -8,8 +8,10 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from coresnap.ground import catalog, notify, program, settings
+from coresnap.ground.errors import TryLater
 from coresnap.ground.log import Log
 from coresnap.spool import stages
+from coresnap.spool.hooks import Notice, commands
 from coresnap.spool.owner import Owner
 from coresnap.spool.record import Record
 from coresnap.spool.stages import Spool
@@ -52,7 +54,7 @@ def _run(
     if options.output:
         loaded = replace(loaded, command_output=options.output)
     with Spool(loaded.dump_root) as spool, program.signals() as caught:
-        owner = Owner(spool, trade(loaded, log), _teller(log), options.worker_socket)
+        owner = Owner(spool, trade(loaded, log), _teller(log, Notice(spool, commands(loaded))), options.worker_socket)
         notify.ready()
         owner.run(caught, once=options.once, linger_usec=linger_usec)
         if owner.outlook and owner.outlook.problem:
@@ -61,10 +63,10 @@ def _run(
     return 0
 
 
-def _teller(log: Log) -> Tell:
-    """Return the function that puts a verdict into words."""
+def _teller(log: Log, notice: Notice) -> Tell:
+    """Return the function that puts a verdict into words, and into the queue of hooks."""
 
-    def tell(uuid: str, _document: Record | None, verdict: Verdict, stage: str) -> None:
+    def tell(uuid: str, document: Record | None, verdict: Verdict, stage: str) -> None:
         fields = {"CORESNAP_DUMP": uuid, "CORESNAP_STAGE": stage}
         message = _MESSAGES[verdict.status]
         if verdict.status == "done" and stage == stages.COMMITTED:
@@ -79,5 +81,10 @@ def _teller(log: Log) -> Tell:
             log.warning(f"{uuid}: {verdict.detail}; it stays in {stage}", **fields)
         else:
             log.error(f"{uuid}: {verdict.detail}; now in {stage}: `coresnap retry {uuid[:8]}` tries again", **fields)
+        if document is not None and verdict.status in ("done", "failed"):
+            try:
+                notice.give(stage, document, verdict.detail if verdict.status == "failed" else "")
+            except (OSError, TryLater) as error:
+                log.warning(f"{uuid}: no hook is run: {error}", **fields)
 
     return tell

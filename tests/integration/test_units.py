@@ -20,6 +20,8 @@ _EXPOSURE = {
     "coresnap-sender.service": 1.2,
     "coresnap-purge.service": 1.2,
     "coresnap-query@.service": 1.2,
+    "coresnap-hooks.service": 1.2,
+    "coresnap-hook@.service": 1.5,
     "coresnap-symbols.service": 1.5,
     "coresnap-symbols-wanted.service": 1.2,
 }

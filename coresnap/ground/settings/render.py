@@ -30,6 +30,7 @@ _SECTIONS = {
     "daemon": "Retention",
     "send": "Delivery",
     "store": "The file: store",
+    "on": "Hooks",
 }
 _INTRODUCTION = f"""
 Looked for in {", ".join(SEARCH[:-1])} and {SEARCH[-1]}, in this order: the first {FILE_NAME} found counts whole, and

@@ -2,7 +2,7 @@
 """The table of settings. Parser, schema, compiled settings, sample, manual page and `coresnap config` derive from it.
 
 A row is a field of Values: its attribute is the setting's name with `_` for `.`, and the unit of the value at its end.
-The rows stand in capture_rows, snapshot_rows and delivery_rows, the way that a dump goes.
+The rows stand in capture_rows, snapshot_rows, delivery_rows and hook_rows, the way that a dump goes.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from coresnap.ground.settings.delivery_rows import DeliveryValues
+from coresnap.ground.settings.hook_rows import HookValues
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Values(DeliveryValues):
+class Values(HookValues):
     """The settings' values."""
 
 
