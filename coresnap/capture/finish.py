@@ -189,6 +189,8 @@ def _record(capture: Capture, dump: Dump, core: "dict[str, object]", assets: "di
         "snapshot": None,
         "fingerprint": None,
         "journaled_usec": None,
+        "pinned_usec": None,
+        "core_removed": None,
         "attempts": {"process": 0, "send": 0},
         "next_try_usec": None,
         "failure": None,

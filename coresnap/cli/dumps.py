@@ -15,7 +15,8 @@ from coresnap.cli.served import Served, ServedDump, that_opens
 from coresnap.ground import durable, settings
 from coresnap.ground.errors import BadInput, Refused, TryLater
 from coresnap.ground.text import printable
-from coresnap.spool import compressed, record, stages
+from coresnap.spool import compressed, index, inventory, record, sight, stages
+from coresnap.spool.inventory import Inventory
 from coresnap.spool.stages import Dump, Spool
 
 if TYPE_CHECKING:
@@ -114,6 +115,8 @@ class Entry:
 
 def look(spool: Spool, stage: str, uuid: str) -> Entry | None:
     """Read a dump's record and what files it has; None where the dump is not, or no longer, in that stage."""
+    if isinstance(spool, Served):
+        return next((one for one in _look_at_served(spool, [stage]) if one.uuid == uuid), None)
     stage_fd = spool.stage_fds[stage]
     try:
         fd = durable.open_directory(uuid, stage_fd)
@@ -171,6 +174,17 @@ def _look_at_served(spool: Served, names: Sequence[str]) -> list[Entry]:
         if one.stage in names
     ]
     return sorted(found, key=lambda entry: (entry.time_usec, entry.uuid))
+
+
+def inventory_of(spool: Spool, names: Sequence[str]) -> Inventory:
+    """Return what there is to see of all dumps of these stages; of a spool that is closed, of those that are one's own."""
+    if not isinstance(spool, Served):
+        return inventory.take(spool, names)
+    found = Inventory()
+    for stage in index.SEEN:
+        for entry in _look_at_served(spool, [stage] if stage in names else []):
+            found.put(stage, entry.uuid, sight.values_of(dict.fromkeys(entry.names or (), 0), entry.record))
+    return found
 
 
 def resolve(spool: Spool, text: str) -> tuple[str, str]:

@@ -12,7 +12,7 @@ from coresnap.cli.dumps import SHORT
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from coresnap.cli.dumps import Entry
+    from coresnap.spool.inventory import Row
 
 _FINGERPRINT_SHORT = 12
 
@@ -22,16 +22,15 @@ class Group:
     """Dumps with the same fingerprint, oldest first; it is None where they have none yet, or none at all."""
 
     fingerprint: str | None
-    entries: list[Entry] = field(default_factory=list)
+    entries: list[Row] = field(default_factory=list)
 
     def row(self) -> tuple[str, str, str, str, str, str]:
         """Return how many they are, who, of what, the time of the latest, the fingerprint and the latest, to be printed."""
         latest = self.entries[-1]
-        victim = latest.record["victim"] if latest.record else {}
         return (
             str(len(self.entries)),
-            words.name(victim),
-            words.signal_name(victim.get("signal")),
+            words.name(latest.victim),
+            words.signal_name(latest.signal),
             words.when(latest.time_usec),
             (self.fingerprint or "-")[:_FINGERPRINT_SHORT],
             f"{latest.stage}/{latest.uuid[:SHORT]}...",
@@ -44,19 +43,17 @@ class Group:
             "count": len(self.entries),
             "first_usec": self.entries[0].time_usec,
             "last_usec": self.entries[-1].time_usec,
-            "executables": sorted({words.executable(e.record["victim"]) for e in self.entries if e.record}),
-            "signals": sorted({e.record["victim"]["signal"] or 0 for e in self.entries if e.record}),
+            "executables": sorted({words.executable(row.victim) for row in self.entries if row.is_readable}),
+            "signals": sorted({row.signal or 0 for row in self.entries if row.is_readable}),
             "uuids": [entry.uuid for entry in self.entries],
         }
 
 
-def group(entries: Iterable[Entry]) -> list[Group]:
+def group(entries: Iterable[Row]) -> list[Group]:
     """Return the groups of these dumps, which are oldest first; the largest group comes first, then the latest."""
     groups: dict[tuple[Any, ...], Group] = {}
     for entry in entries:
-        record = entry.record
-        mark = record["fingerprint"] if record else None
-        victim = record["victim"] if record else {}
-        key = (mark,) if mark else (None, words.executable(victim), victim.get("signal"))
+        mark = entry.fingerprint or None
+        key = (mark,) if mark else (None, words.executable(entry.victim), entry.signal)
         groups.setdefault(key, Group(mark)).entries.append(entry)
     return sorted(groups.values(), key=lambda one: (-len(one.entries), -one.entries[-1].time_usec))

@@ -29,18 +29,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from coresnap.cli import dumps, groups, terminal, words
-from coresnap.ground.text import human_bytes, printable
-from coresnap.spool import stages
+from coresnap.cli import dumps, groups, lines, terminal, words
+from coresnap.ground.text import printable
+from coresnap.spool import index, stages
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from coresnap.cli.dumps import Entry
     from coresnap.cli.groups import Group
-
-_FLAGS = ((dumps.CORE, "c"), (dumps.SNAPSHOT, "s"), (dumps.ASSETS, "a"))
+    from coresnap.spool.inventory import Inventory
+    from coresnap.spool.stages import Spool
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -67,36 +67,62 @@ def run(args: argparse.Namespace) -> int:
         terminal.note(f"{unknown[0]} is no stage; the stages are {', '.join(stages.STAGES)}")
         return 2
     with dumps.open_to_read(dumps.dump_root(args.settings)) as spool:
-        found = dumps.look_all(spool, [stage for stage in stages.STAGES if stage in (args.stage or dumps.LISTED)])
-    chosen = [entry for entry in found if _wanted(entry, args)]
-    if args.most is not None:
-        chosen = chosen[-args.most :] if args.most > 0 else []
+        found = dumps.inventory_of(spool, [stage for stage in index.SEEN if stage in (args.stage or dumps.LISTED)])
+        chosen = _chosen(found, args)
+        if args.json and not args.group:
+            terminal.print_json_array(entry.as_json() for entry in _entries(spool, found, chosen))
     if args.group and (args.json or chosen):
-        _print_groups(groups.group(chosen), as_json=args.json)
-    elif args.json:
-        terminal.print_json([entry.as_json() for entry in chosen])
-    elif chosen:
-        _print(chosen, whole=args.uuid)
-    else:
-        terminal.note("no such dump" if found else "no dumps")
-    for entry in found:
-        if entry.problem and entry.stage != stages.STAGING:
-            terminal.note(f"{entry.stage}/{entry.uuid}: {printable(entry.problem)}")
+        _print_groups(groups.group(map(found.row, chosen)), as_json=args.json)
+    elif chosen and not args.json:
+        for text in lines.lines(found, chosen, whole=args.uuid):
+            print(text)
+    elif not args.json:
+        terminal.note("no such dump" if len(found) else "no dumps")
+    _note_problems(found)
     return 0
 
 
-def _wanted(entry: Entry, args: argparse.Namespace) -> bool:
-    """Say whether the dump passes the filters; one whose record cannot be read passes no filter on what is in it."""
-    if args.since is not None and entry.time_usec < args.since:
-        return False
-    if args.until is not None and entry.time_usec >= args.until:
-        return False
-    victim = entry.record["victim"] if entry.record else {}
+def _chosen(found: Inventory, args: argparse.Namespace) -> Sequence[int]:
+    """Return the numbers of the dumps that pass the filters, oldest first.
+
+    One whose record cannot be read passes no filter on what is in it.
+    """
+    chosen: Sequence[int] = found.oldest_first()
+    times = found["time_usec"]
+    if args.since is not None:
+        chosen = [number for number in chosen if times[number] >= args.since]
+    if args.until is not None:
+        chosen = [number for number in chosen if times[number] < args.until]
     for name in ("pid", "uid", "signal"):
         wanted = getattr(args, name)
-        if wanted is not None and victim.get(name) != wanted:
-            return False
-    return args.exe is None or words.matches(victim, args.exe)
+        if wanted is not None:
+            column = found[name]
+            chosen = [number for number in chosen if column[number] == wanted + 1]
+    if args.exe is not None:
+        matches: dict[tuple[int, int], bool] = {}
+        for key in zip(found["exe"], found["comm"], strict=True):
+            if key not in matches:
+                matches[key] = words.matches(found.victim(*key), args.exe)
+        chosen = [number for number in chosen if matches[found["exe"][number], found["comm"][number]]]
+    if args.most is not None:
+        chosen = chosen[-args.most :] if args.most > 0 else []
+    return chosen
+
+
+def _entries(spool: Spool, found: Inventory, chosen: Sequence[int]) -> Iterator[Entry]:
+    """Read the dumps whole, one at a time; one that has moved since is where it is now."""
+    for number in chosen:
+        row = found.row(number)
+        entries = (dumps.look(spool, stage, row.uuid) for stage in (row.stage, *stages.STAGES))
+        if entry := next(filter(None, entries), None):
+            yield entry
+
+
+def _note_problems(found: Inventory) -> None:
+    for number in found.oldest_first() if any(found["problem"]) else ():
+        row = found.row(number)
+        if row.problem and row.stage != stages.STAGING:
+            terminal.note(f"{row.stage}/{row.uuid}: {printable(row.problem)}")
 
 
 def _print_groups(found: Sequence[Group], *, as_json: bool) -> None:
@@ -109,33 +135,3 @@ def _print_groups(found: Sequence[Group], *, as_json: bool) -> None:
         print(
             " ".join([count.rjust(widths[0]), *(t.ljust(w) for t, w in zip(texts, widths[1:], strict=True))]).rstrip()
         )
-
-
-def _print(entries: Sequence[Entry], *, whole: bool) -> None:
-    """Print the lines in columns, and the count."""
-    rows = [_row(entry, whole) for entry in entries]
-    widths = [max(len(row[column]) for row in rows) for column in range(5)]
-    for where, flags, name, time, size in rows:
-        shown = where.ljust(widths[0])
-        if where.startswith(stages.FAILED):
-            shown = terminal.paint(shown, terminal.RED)
-        print(f"{shown} {flags} {name:<{widths[2]}} {time:<{widths[3]}} {size:>{widths[4]}}")
-    print(_footer(entries))
-
-
-def _row(entry: Entry, whole: bool) -> tuple[str, str, str, str, str]:
-    flags = "???" if entry.names is None else "".join(flag if entry.has(name) else "-" for name, flag in _FLAGS)
-    where = f"{entry.stage}/{entry.uuid}" if whole else entry.short
-    time = words.when(entry.time_usec)
-    if entry.record is None:
-        return where, flags, "?", time, "?"
-    return where, flags, words.name(entry.record["victim"]), time, human_bytes(entry.disk_bytes)
-
-
-def _footer(entries: Sequence[Entry]) -> str:
-    parts = []
-    for stage in stages.STAGES:
-        here = [entry for entry in entries if entry.stage == stage]
-        if here:
-            parts.append(f"[{stage}]/{len(here)}O/{human_bytes(sum(entry.disk_bytes for entry in here))}")
-    return " ".join(parts)

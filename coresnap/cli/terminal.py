@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 from coresnap.ground.text import human_bytes, printable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from types import FrameType
 
 _AFTER_SECONDS, _EVERY_SECONDS = 1.0, 0.5
@@ -40,6 +40,15 @@ def tell(line: str) -> None:
 def print_json(document: Any) -> None:
     """Print JSON. It is plain ASCII, so that no text in it needs to be escaped for a terminal."""
     print(json.dumps(document, indent=1))
+
+
+def print_json_array(documents: Iterable[Any]) -> None:
+    """Print a JSON array as print_json would, one document at a time: all of them might not fit into memory."""
+    separator = "[\n "
+    for document in documents:
+        print(separator + json.dumps(document, indent=1).replace("\n", "\n "), end="")
+        separator = ",\n "
+    print("[]" if separator.startswith("[") else "\n]")
 
 
 def fields(rows: list[tuple[str, str]]) -> None:

@@ -10,11 +10,17 @@ import pwd
 import re
 import signal
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from coresnap.ground.text import human_duration, printable
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
 _NAME_MOST = 40
+_QUARTER_SECONDS = 900
+_WHEN_WIDTH = len("Fri Apr 14 22:49:40 2017")
+_YEAR_10000_USEC = 253402214400 * 10**6  # where days begin latest
 _UNITS_USEC = {"s": 10**6, "m": 60 * 10**6, "h": 3600 * 10**6, "d": 86400 * 10**6, "w": 7 * 86400 * 10**6}
 _SPAN = re.compile(r"(\d{1,9}) ?(s|m|h|d|w)(?:ec|in|ours?|ays?|eeks?|econds?|inutes?)?(?: ago)?")
 
@@ -57,6 +63,48 @@ def when(time_usec: int) -> str:
         return time.strftime("%a %b %d %H:%M:%S %Y", time.localtime(time_usec // 1_000_000))
     except (OverflowError, ValueError, OSError):
         return f"@{time_usec // 1_000_000}"  # a record may have any number
+
+
+class Moments:
+    """Says what when() says, of many moments: what a quarter of an hour has in common is made once.
+
+    Offsets from UTC change on such a boundary, if at all; where they do not, each moment is made by itself.
+    """
+
+    def __init__(self) -> None:
+        self._quarters: dict[int, tuple[str, int, str] | None] = {}
+        self._minutes = [f"{minute:02}:{second:02}" for minute in range(60) for second in range(60)]
+
+    def when(self, time_usec: int) -> str:
+        """Return a moment in local time, as ctime(3) has it."""
+        quarter, second = divmod(time_usec // 1_000_000, _QUARTER_SECONDS)
+        try:
+            known = self._quarters[quarter]
+        except KeyError:
+            known = self._quarters[quarter] = self._quarter(quarter * _QUARTER_SECONDS)
+        if known is None:
+            return when(time_usec)
+        hour, offset, year = known
+        return f"{hour}{self._minutes[offset + second]}{year}"
+
+    def _quarter(self, start: int) -> tuple[str, int, str] | None:
+        """Return what stands before and behind the minutes, and the second of the hour; None where it is not that simple."""
+        try:
+            first, last = time.localtime(start), time.localtime(start + _QUARTER_SECONDS - 1)
+        except (OverflowError, ValueError, OSError):
+            return None
+        if first.tm_sec or (first.tm_hour, first.tm_min + 14, 59) != (last.tm_hour, last.tm_min, last.tm_sec):
+            return None
+        return time.strftime("%a %b %d %H:", first), first.tm_min * 60, time.strftime(" %Y", first)
+
+    def width(self, latest_first: Iterable[int]) -> int:
+        """Return the width of the widest, at least that of a year of four digits."""
+        width = _WHEN_WIDTH
+        for time_usec in latest_first:
+            if time_usec < _YEAR_10000_USEC:
+                break
+            width = max(width, len(when(time_usec)))
+        return width
 
 
 def ago(time_usec: int) -> str:

@@ -5,9 +5,10 @@ Paths are reached from directory descriptors and never follow a symbolic link; f
 mode are set on the descriptor. Each operation passes a point just before it acts: there a test may kill the process,
 raise an OSError, or shorten a write, and so walk through every state that a crash of coresnap itself can leave.
 
-Imported while a crashed process is held: nothing heavier than os and stat may be imported here.
+Imported while a crashed process is held: nothing heavier than os, stat and fcntl may be imported here.
 """
 
+import fcntl
 import os
 import stat
 
@@ -15,7 +16,7 @@ from coresnap.ground.errors import BadInput
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from typing import TypeVar
 
     T = TypeVar("T")
@@ -138,6 +139,32 @@ def replace(
     _call("rename", name, os.rename, temporary, name, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
     if sync_entry:
         sync(dir_fd)
+
+
+def replace_cache(dir_fd: int, name: str, parts: "Iterable[Bytes]", mode: int, uid: int = -1, gid: int = -1) -> bool:
+    """Put `parts` in place of the whole file `name`, without a sync: it can be made anew. False where another is at it.
+
+    After a power cut it may have any content. Whoever writes it holds flock(2) on the file that is to take its place.
+    """
+    temporary = f".{name}.new"
+    fd = os.open(temporary, _CREATE & ~os.O_EXCL | os.O_NONBLOCK, 0o600, dir_fd=dir_fd)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            there = os.stat(temporary, dir_fd=dir_fd, follow_symlinks=False)
+        except (BlockingIOError, FileNotFoundError):
+            return False
+        status = os.fstat(fd)
+        if (there.st_dev, there.st_ino) != (status.st_dev, status.st_ino) or not stat.S_ISREG(status.st_mode):
+            return False
+        _own(fd, name, mode, uid, gid)
+        truncate(fd, 0)
+        for part in parts:
+            write(fd, part)
+        _call("rename", name, os.rename, temporary, name, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
+    finally:
+        os.close(fd)
+    return True
 
 
 def rename(src_dir_fd: int, src: str, dst_dir_fd: int, dst: str) -> None:

@@ -22,6 +22,10 @@ def printable(text: str, most: int = 1000) -> str:
 
 def human_bytes(count: float) -> str:
     """Return a size as coresnap has always printed it: 3.12mB, of 1024 kB."""
+    if 1 << 10 <= count < 1 << 20:  # most are one of these, and there may be very many
+        return f"{count / 1024:.2f}kB"
+    if 1 << 20 <= count < 1 << 30:
+        return f"{count / (1 << 20):.2f}mB"
     for unit in _UNITS[:-1]:
         if abs(count) < 1024:
             return f"{int(count)}{unit}" if unit == "B" else f"{count:.2f}{unit}"

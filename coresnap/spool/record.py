@@ -81,6 +81,8 @@ FIELDS: "dict[str, Any]" = {
     "snapshot": _Optional({"size_bytes": _INT, "sha256": _STR}),
     "fingerprint": _STR_OR_NULL,
     "journaled_usec": _INT_OR_NULL,
+    "pinned_usec": _INT_OR_NULL,
+    "core_removed": _Optional({"time_usec": _INT, "why": _STR}),
     "attempts": {"process": _INT, "send": _INT},
     "next_try_usec": _INT_OR_NULL,
     "failure": _Optional({"reason": _STR, "detail": _STR}),
@@ -88,7 +90,7 @@ FIELDS: "dict[str, Any]" = {
 }
 
 #: What a record from before there was such a field has in it.
-_ADDED = {"fingerprint": None, "reader_uid": None}
+_ADDED = {"fingerprint": None, "reader_uid": None, "pinned_usec": None, "core_removed": None}
 
 
 def parse(data: bytes) -> "Record":

@@ -186,6 +186,10 @@ class Spool:
         with os.scandir(self.stage_fds[stage]) as entries:
             return [entry.name for entry in entries if _is_dump(entry)]
 
+    def listing(self, stage: str) -> "list[str]":
+        """Return the names of all that lies in a stage."""
+        return os.listdir(self.stage_fds[stage])
+
     def holds(self, stage: str, uuid: str) -> bool:
         """Say whether the dump is in that stage now."""
         try:

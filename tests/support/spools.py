@@ -79,6 +79,8 @@ def document(uuid: str, **changes: Any) -> record.Record:
         "snapshot": None,
         "fingerprint": None,
         "journaled_usec": None,
+        "pinned_usec": None,
+        "core_removed": None,
         "attempts": {"process": 0, "send": 0},
         "next_try_usec": None,
         "failure": None,

@@ -101,3 +101,18 @@ def test_any_number_is_told_as_a_time(time_usec: int) -> None:
 )
 def test_whose_core_pattern_it_is(pattern: str, ours: bool) -> None:
     assert is_ours(pattern) is ours
+
+
+@pytest.mark.parametrize("zone", ["UTC", "Europe/Vienna", "Asia/Kathmandu", "Australia/Lord_Howe", "Europe/Amsterdam"])
+def test_many_moments_are_told_as_one_is(zone: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also around changes of the offset, and where it is no number of minutes, as in Amsterdam before 1937."""
+    monkeypatch.setenv("TZ", zone)
+    time.tzset()
+    seconds = [*range(0, 2**31, 9_999_991), *range(1711843200, 1711854000, 7), *range(1729987200, 1729998000, 7)]
+    seconds += [*range(1712404800, 1712415600, 7), 253402300799, 253402300800, 2**44]
+    moments = words.Moments()
+    for second in seconds:
+        assert moments.when(second * 10**6 + 999_999) == words.when(second * 10**6)
+    beyond_usec = 253402390800 * 10**6
+    assert moments.width([beyond_usec, 10**15]) == len(words.when(beyond_usec)) == 25
+    assert moments.width([10**15]) == len(words.when(10**15)) == 24

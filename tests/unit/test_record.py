@@ -26,6 +26,8 @@ GOOD: dict[str, Any] = {
     "snapshot": None,
     "fingerprint": None,
     "journaled_usec": None,
+    "pinned_usec": None,
+    "core_removed": None,
     "attempts": {"process": 0, "send": 0},
     "next_try_usec": None,
     "failure": None,
