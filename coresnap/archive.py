@@ -66,7 +66,12 @@ _HANDOVER_MSEC = 60_000
 _OWN_SLICE = b"/coresnap.slice/"
 _JOURNALD = b"/systemd-journald"
 _PID_1 = b"/init.scope"
-_EXIT_STATUS = {"": 0, "no-spool": 69, "rlimit": 69, "empty": 65, "not-a-core": 65, "cut-short": 65, "internal": 1}
+_EXIT_STATUS = {
+    "": 0,
+    **dict.fromkeys(("no-spool", "rlimit", "rate", "excluded", "too-large"), 69),
+    **dict.fromkeys(("empty", "not-a-core", "cut-short"), 65),
+    "internal": 1,
+}
 
 
 def main(arguments: "Sequence[str]") -> int:

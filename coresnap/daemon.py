@@ -55,7 +55,7 @@ from coresnap.host.kernel_log import KernelLog
 from coresnap.host.pattern import Host
 from coresnap.host.transport import PROBE_NAME
 from coresnap.host.units import STAGES
-from coresnap.spool import hooks, ledger, stages
+from coresnap.spool import hooks, ledger, limits, stages
 from coresnap.spool.stages import Spool
 
 _LOOK_USEC = 60_000_000
@@ -142,8 +142,9 @@ def prepare(loaded: Settings) -> None:
     with Spool(loaded.dump_root) as spool:
         try:
             ledger.prepare(spool.root_fd, uid, gid)
+            limits.prepare(spool.root_fd, uid, gid)
         except OSError as error:
-            raise TryLater(f"{spool.path}/{ledger.NAME}: {error.strerror}", hint="the ledger needs 2 MiB") from error
+            raise TryLater(f"{spool.path}/{ledger.NAME}: {error.strerror}", hint="the ledger needs 4 MiB") from error
 
 
 def _alone(spool: Spool) -> bool:

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from coresnap.capture.board import Taken
-from coresnap.capture.finish import put_on_record, sweep
+from coresnap.capture.finish import sweep
+from coresnap.capture.loss import put_on_record
 from coresnap.capture.tell import tell_swept
 from coresnap.capture.victim import Victim
 from coresnap.ground import catalog

@@ -14,7 +14,7 @@ import time
 from coresnap.capture import policy
 from coresnap.capture.copy import Copied, copy
 from coresnap.capture.evidence import Evidence, Reader
-from coresnap.capture.members import Wish
+from coresnap.capture.members import Wish, read
 from coresnap.capture.source import Gone, Withdrawn
 from coresnap.capture.victim import comm_of, exe_of
 from coresnap.ground import durable
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from coresnap.capture.source import Source
     from coresnap.capture.victim import Victim
     from coresnap.ground.flat import ArchiveSettings
+    from coresnap.spool.limits import Admission
 
 CORE = "core"
 #: The transports by which a process was held.
@@ -39,6 +40,8 @@ WITHDRAWN = "withdrawn"
 #: What a dump takes beside its core: the asset, the record, directories.
 OVERHEAD_BYTES = 1 << 20
 _HOST_BUDGET_USEC = 2_000_000
+_CGROUP_BYTES = 4096
+_STATUS_BYTES = 16 << 10
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -46,9 +49,11 @@ class Capture:
     """One capture under way. `reason` and `detail` say why it has failed, empty as long as it has not."""
 
     __slots__ = (
+        "admission",
         "assets",
         "copied",
         "core_fd",
+        "declined",
         "detail",
         "dump",
         "error",
@@ -77,6 +82,8 @@ class Capture:
         self.reason = ""
         self.detail = ""
         self.error: CoresnapError | OSError | None = None
+        self.declined: policy.Declined | None = None
+        self.admission: Admission | None = None
         self.spool: Spool | None = None
         self.dump: Dump | None = None
         self.evidence: Evidence | None = None
@@ -109,9 +116,11 @@ class Capture:
     ) -> None:
         self._refuse_at_once(proc)
         settings = self.settings
+        self.spool = Spool(settings.root, self.within)
+        if proc is not None and self.transport in HELD:
+            self._ask_the_settings(proc)
         wish = Wish(settings.environ, settings.modules_max_bytes, settings.uid)
         self.evidence = Evidence(proc, wish, reader)
-        self.spool = Spool(self.settings.root, self.within)
         stays = source.keeps_process()
         later = stays and not policy.needs_limits(self.settings, self.victim)
         if not later:
@@ -138,6 +147,28 @@ class Capture:
             raise
         except OSError:
             pass  # what is wrong there the spool tells
+
+    def _ask_the_settings(self, proc: str) -> None:
+        """Raise Declined where they want no core of this process. Nothing has been done for it yet, and no byte has moved."""
+        settings, uid = self.settings, self.victim.uid
+        try:
+            exe = exe_of(proc) if policy.needs_exe(settings) else None
+            cgroup = read(f"{proc}/cgroup", _CGROUP_BYTES) if policy.needs_unit(settings) else None
+            status = read(f"{proc}/status", _STATUS_BYTES) if settings.core_max_bytes else None
+            if self.victim.pidfd is not None and has_exited(self.victim.pidfd):
+                exe, cgroup, status = self.victim.exe, None, None
+            known = policy.Known(exe, cgroup)
+            policy.decide_by_name(settings, uid, known)
+            policy.decide_by_size(settings, memory_bytes(status or b""))
+            wanted = policy.limits_of(settings, uid, known)
+            if wanted:
+                assert self.spool is not None
+                self.admission = policy.decide_by_count(self.spool.root_fd, wanted, time.time_ns() // 1000)
+        except policy.Declined:
+            self._name(proc)
+            raise
+        except OSError:
+            pass  # counts that cannot be had forbid nothing
 
     def _name(self, proc: str) -> None:
         """Read what the process is called, and nothing else."""
@@ -190,7 +221,7 @@ class Capture:
         """Note why the capture has failed, as one of the ledger's reasons."""
         self.error = error
         if isinstance(error, policy.Declined):
-            self.reason = error.reason
+            self.reason, self.declined = error.reason, error
         elif isinstance(error, QuotaExceeded):
             self.reason = "quota"
         elif isinstance(error, Gone):

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from coresnap.capture.assets import ASSETS, Assets
 from coresnap.capture.capture import CORE, HELD, WITHDRAWN, Capture
+from coresnap.capture.loss import put_on_record
 from coresnap.capture.members import MODULES
 from coresnap.capture.place import place_of
 from coresnap.capture.reader import reader_of
@@ -43,6 +44,8 @@ class Outcome:
     held_usec: int
     on_record: bool
     error: CoresnapError | OSError | None
+    #: It is one of many that a limit left out, counted, and not told of by itself.
+    quiet: bool = False
 
 
 def finish(capture: Capture) -> Outcome:
@@ -70,6 +73,7 @@ def finish(capture: Capture) -> Outcome:
         held_usec=capture.held_usec,
         on_record=on_record,
         error=capture.error,
+        quiet=capture.declined is not None and not ledger.is_told(capture.declined.count),
     )
     _close(capture)
     return outcome
@@ -196,8 +200,10 @@ def _record(capture: Capture, dump: Dump, core: "dict[str, object]", assets: "di
         "failure": None,
         "history": [],
     }
-    held = capture.transport in HELD
-    record.note(document, "captured", f"the process was held for {capture.held_usec / 1000:.1f} ms" if held else "")
+    told = [f"the process was held for {capture.held_usec / 1000:.1f} ms"] if capture.transport in HELD else []
+    if capture.admission is not None and capture.admission.lost_before:
+        told.append(f"{capture.admission.lost_before} crashes like it, before, were over a limit and not kept")
+    record.note(document, "captured", "; ".join(told))
     return document
 
 
@@ -243,8 +249,13 @@ def _drop(capture: Capture) -> bool:
     if capture.core_fd >= 0:
         os.close(capture.core_fd)  # its blocks are free before the ledger wants one
         capture.core_fd = -1
+    if capture.spool is not None and capture.admission is not None:
+        try:
+            capture.admission.give_back(capture.spool.root_fd)  # what has not been kept is no share of a limit
+        except OSError:
+            pass
     on_record = capture.reason != WITHDRAWN and put_on_record(
-        capture.spool, capture.settings.root, capture.reason, capture.detail, uuid, capture.victim
+        capture.spool, capture.settings.root, capture.reason, capture.detail, uuid, capture.victim, capture.declined
     )
     if capture.spool is not None and capture.dump is not None:
         try:
@@ -252,33 +263,6 @@ def _drop(capture: Capture) -> bool:
         except OSError as error:
             capture.detail += f"; {capture.dump.uuid} is left in staging for the sweep: {error.strerror}"
     return on_record
-
-
-def put_on_record(spool: Spool | None, root: str, reason: str, detail: str, uuid: str, victim: Victim) -> bool:
-    """Put a crash that was not kept into the spool's ledger, or where that fails into the other one; say whether it is there.
-
-    `root` is dump.root, also where there is no spool in it. Raises nothing.
-    """
-    known: dict[str, object] = {name: getattr(victim, name) for name in record.FIELDS["victim"]}
-    if spool is not None:
-        try:
-            ledger.append(spool.root_fd, reason, detail, uuid, known)
-        except OSError as error:
-            detail += f"; ledger: {error.strerror}"
-        else:
-            return True
-    try:
-        os.makedirs(ledger.FALLBACK, 0o700, exist_ok=True)
-        fallback_fd = durable.open_directory(ledger.FALLBACK)
-    except OSError:
-        return False
-    try:
-        ledger.append(fallback_fd, reason, detail, uuid, known | {"root": root})
-    except OSError:
-        return False
-    finally:
-        os.close(fallback_fd)
-    return True
 
 
 def _close(capture: Capture) -> None:

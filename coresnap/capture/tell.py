@@ -7,11 +7,15 @@ from coresnap.capture.capture import WITHDRAWN, Capture
 from coresnap.capture.finish import Outcome
 from coresnap.ground import catalog
 from coresnap.ground.log import Log
+from coresnap.spool import ledger
 
 
 def tell(log: Log, capture: Capture, outcome: Outcome) -> None:
-    """Log what became of the crash; nothing where archive has taken it back, and will say so itself."""
-    if outcome.reason == WITHDRAWN:
+    """Log what became of the crash; nothing where archive has taken it back, and will say so itself.
+
+    Nothing either of most that a limit leaves out: they are counted, and each is in the ledger.
+    """
+    if outcome.reason == WITHDRAWN or outcome.quiet:
         return
     victim = capture.victim
     who = (
@@ -22,7 +26,7 @@ def tell(log: Log, capture: Capture, outcome: Outcome) -> None:
     if not outcome.kept:
         record = "" if outcome.on_record else "; the ledger could not take it"
         line = f"core of {who} not kept: {outcome.reason}: {outcome.detail}{record}"
-        log.error(line, MESSAGE_ID=catalog.LOST.id, **fields)
+        (log.warning if outcome.reason in ledger.UNWANTED else log.error)(line, MESSAGE_ID=catalog.LOST.id, **fields)
         return
     truncated = f", truncated: {outcome.truncated}" if outcome.truncated else ""
     size = f"{outcome.size_bytes} bytes, {held}{truncated}"

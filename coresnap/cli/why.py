@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import argparse
 
 _MOST = 10
+_TIME_MAX_USEC = 1 << 53
 _STAGES = {
     stages.STAGING: "its core is being captured",
     stages.PENDING: "its core is kept and waits for its snapshot",
@@ -49,6 +50,9 @@ _REMEDIES = {
     "cut-short": "a kernel's core ends early when its process is killed meanwhile; a file when its copy did",
     "interrupted": "archive was killed: `journalctl` says by whom; a lack of memory does it",
     "skipped": "more crashes at once than kernel.core_pipe_limit? else the kernel could not start archive, or reach its socket",
+    "rate": "`coresnap list` has those that were kept; `coresnap limits` can reset the counts; the settings limit.* say how many",
+    "excluded": "change archive.include or archive.exclude, if it is wanted after all",
+    "too-large": "raise archive.core_max_bytes, or set it to 0",
     "rlimit": "raise it (LimitCORE= of its unit, ulimit -c), or set archive.rlimit_core = ignore",
     "no-spool": "mount its file system, or `coresnapd --prepare` the spool",
     "internal": "this is a mistake in coresnap: report it with this line",
@@ -168,6 +172,9 @@ def _tell_lost(loss: dict[str, Any]) -> None:
     detail = loss.get("detail")
     if isinstance(detail, str) and detail:
         print(f"  {printable(reason)}: {printable(detail)}")
+    until_usec = loss.get("until_usec")
+    if isinstance(until_usec, int) and 0 < until_usec < _TIME_MAX_USEC:
+        print(f"  the next one is kept from {words.when(until_usec)} on")
     if reason in _REMEDIES:
         print(f"  to do: {_REMEDIES[reason]}")
 

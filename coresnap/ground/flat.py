@@ -28,21 +28,34 @@ _RANGES = {
     "gid": (-1, _ID_MAX),
     "quota_percent": (0, 100),
     "ceiling_bytes": (0, 1 << 62),
+    "core_max_bytes": (0, 1 << 62),
     "evidence_budget_usec": (0, 1 << 40),
     "modules_max_bytes": (0, 1 << 40),
     "jobs": (1, 1024),
 }
+_WORDS = ("environ", "include", "exclude")
+_RATES = ("limit_exe", "limit_unit", "limit_user")
+_RATE_MOST, _WINDOW_MOST_USEC = 1_000_000, 1 << 50
 
 
 class ArchiveSettings:
-    """What archive has to know. A uid or gid of -1 stands for the caller's own; a ceiling of 0 bytes for none."""
+    """What archive has to know. A uid or gid of -1 stands for the caller's own; a ceiling of 0 bytes for none.
+
+    A limit is how many are kept, 0 for all, and the microseconds within which they are counted.
+    """
 
     __slots__ = (
         "ceiling_bytes",
+        "core_max_bytes",
         "environ",
         "evidence_budget_usec",
+        "exclude",
         "gid",
+        "include",
         "jobs",
+        "limit_exe",
+        "limit_unit",
+        "limit_user",
         "mode",
         "modules_max_bytes",
         "quota_percent",
@@ -64,6 +77,12 @@ class ArchiveSettings:
         self.modules_max_bytes = 32 << 20
         self.rlimit_core = "ignore"
         self.jobs = 16
+        self.include: tuple[str, ...] = ()
+        self.exclude: tuple[str, ...] = ()
+        self.core_max_bytes = 0
+        self.limit_exe = (5, 3_600_000_000)
+        self.limit_unit = (10, 3_600_000_000)
+        self.limit_user = (50, 3_600_000_000)
 
     def owner(self) -> "tuple[int, int, int]":
         """Return mode, uid and gid of a dump's files, in the order that coresnap.ground.durable takes them."""
@@ -139,15 +158,22 @@ def _take(settings: ArchiveSettings, line: str) -> None:
         if not value.startswith("/") or "\0" in value:
             raise ValueError("root: not an absolute path")
         settings.root = value
-    elif name == "environ":
-        settings.environ = tuple(value.split())
+    elif name in _WORDS:
+        setattr(settings, name, tuple(value.split()))
+    elif name in _RATES:
+        most, _blank, window_usec = value.partition(" ")
+        rate = _number(name, most, 0, _RATE_MOST), _number(name, window_usec, 1, _WINDOW_MOST_USEC)
+        setattr(settings, name, rate)
     elif name == "rlimit_core":
         if value not in ("ignore", "honour"):
             raise ValueError("rlimit_core: not ignore or honour")
         settings.rlimit_core = value
     elif name in _RANGES:
-        low, high = _RANGES[name]
-        digits = value.removeprefix("-")
-        if not (digits.isascii() and digits.isdigit() and len(digits) < 20 and low <= int(value) <= high):
-            raise ValueError(f"{name}: not a number from {low} to {high}")
-        setattr(settings, name, int(value))
+        setattr(settings, name, _number(name, value, *_RANGES[name]))
+
+
+def _number(name: str, text: str, low: int, high: int) -> int:
+    digits = text.removeprefix("-")
+    if not (digits.isascii() and digits.isdigit() and len(digits) < 20 and low <= int(text) <= high):
+        raise ValueError(f"{name}: not a number from {low} to {high}")
+    return int(text)

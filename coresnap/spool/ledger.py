@@ -5,6 +5,10 @@
 can still be put on record, and it never grows. Line 0 says how many lines have ever been written; line 1 + n % LINES is
 entry n, a JSON object padded with blanks. It can be read with any pager.
 
+What the settings do not want (reasons of UNWANTED) has a ring of its own, `ledger.unwanted`: a program that crashes again and
+again does not push out what was lost. There the crashes that a limit left out carry how many those were by then, and are
+synced at the first, second, fourth, eighth and so on only.
+
 Where the spool cannot be opened the same file in FALLBACK takes the entry: the capture service's runtime directory, which
 archive makes where that service has not been started yet.
 """
@@ -25,6 +29,7 @@ if TYPE_CHECKING:
     Entry = dict[str, Any]
 
 NAME = "ledger"
+UNWANTED_NAME = "ledger.unwanted"
 FALLBACK = "/run/coresnap-capture"
 LINE_BYTES = 1024
 LINES = 2048
@@ -35,6 +40,9 @@ REASONS = {
     "disk-full": "the file system was full before the core's notes were written",
     "write-error": "the file system gave an error before the core's notes were written",
     "rlimit": "RLIMIT_CORE of the process was 0, and archive.rlimit_core has that honoured",
+    "rate": "as many as its limit allows had been kept within the time",
+    "excluded": "archive.include and archive.exclude leave it out",
+    "too-large": "the process had more in memory than archive.core_max_bytes",
     "empty": "the kernel, or who called archive, sent no bytes",
     "not-a-core": "what came was not an ELF core",
     "cut-short": "the core ended before its notes were complete",
@@ -43,29 +51,40 @@ REASONS = {
     "no-spool": "dump.root was missing or not mounted",
     "internal": "archive failed; the detail says how",
 }
-_KEPT = ("time_usec", "reason", "detail", "uuid", "root", "pid", "uid", "signal", "comm", "exe")
+#: What the settings did not want.
+UNWANTED = ("rate", "excluded", "too-large", "rlimit")
+_KEPT = ("time_usec", "reason", "detail", "uuid", "root", "pid", "uid", "signal", "comm", "exe", "count", "until_usec")
+
+
+def is_told(count: int) -> bool:
+    """Say whether this one of those that a limit left out is told of by itself: the first, second, fourth, eighth and so on."""
+    return count & (count - 1) == 0
 
 
 def append(dir_fd: int, reason: str, detail: str, uuid: str = "", victim: "Entry | None" = None) -> "Entry":
-    """Put a crash that was not kept on record, durably; return the entry. `reason` is one of REASONS. Raises OSError."""
+    """Put a crash that was not kept on record, durably; return the entry. `reason` is one of REASONS. Raises OSError.
+
+    `count` and `until_usec`, among what is known of the victim, are of the limit that left it out.
+    """
     if reason not in REASONS:
         raise ValueError(reason)
     known = {key: value for key, value in (victim or {}).items() if key in _KEPT and value is not None}
     entry = {"time_usec": time.time_ns() // 1000, "reason": reason, "detail": detail, "uuid": uuid, **known}
-    fd = _open(dir_fd)
+    fd = _open(dir_fd, UNWANTED_NAME if reason in UNWANTED else NAME)
     try:
         number = _count(fd)
         durable.pwrite(fd, _line(entry, number), (1 + number % LINES) * LINE_BYTES)
         durable.pwrite(fd, f"{number + 1}".encode().ljust(LINE_BYTES - 1) + b"\n", 0)
-        durable.sync(fd)
+        if is_told(known.get("count", 0)):
+            durable.sync(fd)
     finally:
         os.close(fd)
     return entry
 
 
-def _open(dir_fd: int) -> int:
+def _open(dir_fd: int, name: str) -> int:
     """Open and lock the ledger. A new one is its directory's owner's, and takes its space on the disk for good: blank lines."""
-    fd = os.open(NAME, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=dir_fd)
+    fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=dir_fd)
     fcntl.flock(fd, fcntl.LOCK_EX)
     if os.fstat(fd).st_size < (1 + LINES) * LINE_BYTES:
         if os.geteuid() == 0:
@@ -78,9 +97,10 @@ def _open(dir_fd: int) -> int:
 
 def prepare(dir_fd: int, uid: int = -1, gid: int = -1) -> None:
     """Make the ledger, or leave the one that is there."""
-    fd = _open(dir_fd)
-    os.fchown(fd, uid, gid)
-    os.close(fd)
+    for name in (NAME, UNWANTED_NAME):
+        fd = _open(dir_fd, name)
+        os.fchown(fd, uid, gid)
+        os.close(fd)
 
 
 def _count(fd: int) -> int:
@@ -114,11 +134,14 @@ def _parse(line: bytes) -> "Entry | None":
 
 def read(dir_fd: int) -> "Iterator[Entry]":
     """Yield the entries, oldest first; damaged lines are passed over. A missing ledger has none."""
+    entries = [entry for name in (NAME, UNWANTED_NAME) for entry in _read(dir_fd, name)]
+    yield from sorted(entries, key=lambda entry: entry["time_usec"])
+
+
+def _read(dir_fd: int, name: str) -> "list[Entry]":
     try:
-        data = durable.read(dir_fd, NAME, (1 + LINES) * LINE_BYTES)
-    except FileNotFoundError:
-        return
-    except BadInput:
-        return
+        data = durable.read(dir_fd, name, (1 + LINES) * LINE_BYTES)
+    except (FileNotFoundError, BadInput):
+        return []
     lines = (data[at : at + LINE_BYTES] for at in range(LINE_BYTES, len(data), LINE_BYTES))
-    yield from sorted(filter(None, map(_parse, lines)), key=lambda entry: entry["n"])
+    return sorted(filter(None, map(_parse, lines)), key=lambda entry: entry["n"])

@@ -25,6 +25,12 @@ archive.evidence_budget = 250ms
 archive.modules_max_bytes = 5M
 archive.rlimit_core = honour
 archive.jobs = 3
+archive.include = /usr/* unit:a@*.service
+archive.exclude = uid:12
+archive.core_max_bytes = 2G
+limit.exe = 7/2h
+limit.unit = 0
+limit.user = 1/1s
 """
 
 
@@ -59,6 +65,12 @@ def test_what_is_compiled_is_what_is_read(tmp_path: Path) -> None:
         "modules_max_bytes": 5 << 20,
         "rlimit_core": "honour",
         "jobs": 3,
+        "include": ("/usr/*", "unit:a@*.service"),
+        "exclude": ("uid:12",),
+        "core_max_bytes": 2 << 30,
+        "limit_exe": (7, 7_200_000_000),
+        "limit_unit": (0, 3_600_000_000),
+        "limit_user": (1, 1_000_000),
     }
     assert known.owner() == (0o640, 4711, 4712)
     assert compiled.stat().st_mode & 0o777 == 0o644

@@ -27,10 +27,11 @@ _HELD = _HANDED_OVER | {
     *(
         "coresnap.ground.flat",
         "coresnap.spool",
+        "coresnap.spool.limits",
         "coresnap.spool.quota",
         "coresnap.spool.stages",
     ),
-    *("errno", "fcntl", "select", "struct", "_struct", "time"),
+    *("_blake2", "errno", "fcntl", "select", "struct", "_struct", "time"),
 }
 
 

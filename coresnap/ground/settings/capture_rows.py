@@ -6,7 +6,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from coresnap.ground.settings import kinds
-from coresnap.ground.settings.row import SECOND, G, row
+from coresnap.ground.settings.rates import Rate
+from coresnap.ground.settings.row import DAY, SECOND, G, row
+
+_RATE = Rate(1_000_000, kinds.Duration(SECOND, 365 * DAY))
+_WHOSE = kinds.Words(
+    r"uid:[0-9]{1,10}|(?!uid:)(?:unit:)?[^\x00-\x20\x7f]{1,128}",
+    "patterns of executables, `unit:` and a pattern of units, `uid:` and a number",
+    max_items=32,
+)
 
 
 # A row is its line and its text; the formatter would make it ten lines.
@@ -97,4 +105,51 @@ class CaptureValues:
         until one of them has ended.
         """,
         archive="jobs",
+    )
+    archive_include: tuple[str, ...] = row(
+        "archive.include", _WHOSE, "", "archive", """
+        Crashes that are captured; empty: all. A word with a slash is a pattern of an executable's path, another one of its
+        name without the directory; `unit:PATTERN` is for a systemd unit, `uid:NUMBER` for a user. In a pattern an asterisk
+        stands for any text, slashes and blanks too, and nothing else has a meaning. A process of which nothing is known is
+        captured.
+        """,
+        archive="include",
+    )
+    archive_exclude: tuple[str, ...] = row(
+        "archive.exclude", _WHOSE, "", "archive", """
+        Crashes that are not captured, also where archive.include has them; words as there. They are put on record, with the
+        pattern: `coresnap why`.
+        """,
+        archive="exclude",
+    )
+    archive_core_max_bytes: int = row(
+        "archive.core_max_bytes", kinds.Bytes(0, 1 << 60), "0", "archive", """
+        Most bytes that a process may have in memory and swapped out, which is about what its core takes on the disk, for
+        that to be taken; 0 is no such limit. The core of a larger one is refused before its first byte, never cut.
+        """,
+        archive="core_max_bytes",
+    )
+
+    limit_exe: tuple[int, int] = row(
+        "limit.exe", _RATE, "5/1h", "limit", """
+        Most cores that are kept of one executable within a time, such as 5/1h; 0 is no limit. The time begins with the
+        first that is kept: a crash after a quiet time always is. In a service it is the executable there that counts, for
+        each user, so that programs of one interpreter do not take each other's share. A crash loop's first cores are what
+        somebody will look at; the rest would fill the disk, and hold the restart up. They are counted: `coresnap why`,
+        `coresnap limits`.
+        """,
+        archive="limit_exe",
+    )
+    limit_unit: tuple[int, int] = row(
+        "limit.unit", _RATE, "10/1h", "limit", """
+        Most cores that are kept of one systemd unit within a time; 0 is no limit. In a user's manager it is the unit there.
+        """,
+        archive="limit_unit",
+    )
+    limit_user: tuple[int, int] = row(
+        "limit.user", _RATE, "50/1h", "limit", """
+        Most cores that are kept of one user within a time, root too; 0 is no limit. It is what holds where somebody crashes
+        under ever new names.
+        """,
+        archive="limit_user",
     )

@@ -20,7 +20,7 @@ def compile(settings: Settings) -> bytes:  # noqa: A001  # it is used as setting
     for setting in TABLE.values():
         if setting.archive:
             value = getattr(resolved, setting.archive)
-            lines.append(f"{setting.archive}\t{' '.join(value) if isinstance(value, tuple) else value}")
+            lines.append(f"{setting.archive}\t{' '.join(map(str, value)) if isinstance(value, tuple) else value}")
     return "\n".join([*lines, ""]).encode()
 
 

@@ -24,6 +24,7 @@ MANUAL = Path(__file__).parents[3] / "docs" / "man" / f"{FILE_NAME}.5"
 _SECTIONS = {
     "dump": "The spool",
     "archive": "Taking cores",
+    "limit": "Limits before capture",
     "snapshot": "Making snapshots",
     "symbols": "Debug files",
     "format": "Choosing projects",
