@@ -174,7 +174,8 @@ def _answer(kept: _Kept, request: dict[str, Any], files: dict[str, int]) -> dict
         return {"status": "parked", "detail": error.line(), "scope": getattr(error, "scope", "store")}
     except CoresnapError as error:
         kept.close()
-        return {"status": "later", "detail": error.line(), "retry_after_usec": getattr(error, "retry_after_usec", None)}
+        retry_usec, scope = getattr(error, "retry_after_usec", None), getattr(error, "scope", "store")
+        return {"status": "later", "detail": error.line(), "retry_after_usec": retry_usec, "scope": scope}
     return {"status": "delivered", "receipt": receipt.to_json()}
 
 

@@ -25,6 +25,7 @@ COMMANDS = {
     "rm": ("rm", "remove dumps"),
     "dump": ("dump", "write a core, asset or snapshot out of the spool"),
     "debug": ("debug", "open a core in the debugger"),
+    "put": ("put", "deliver a report to a store by hand"),
     "import": ("import_core", "take cores that lie about into the spool"),
     "symbols": ("symbols", "fetch debug files, so that stacks have names"),
     "status": ("status", "tell how full the stages are, and who gets the kernel's cores"),

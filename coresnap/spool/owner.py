@@ -299,7 +299,8 @@ class Owner:
             received = wire.receive(worker.socket, max_fds=0)
         except (BadInput, OSError):
             received = None
-        if received is None or not self.trade.reuse:
+        # What parked a store is mended in files that a worker may have as they were when it was started.
+        if received is None or not self.trade.reuse or received[0].get("status") == "parked":
             self.workers.end(worker)
         self._conclude(worker, None if received is None else received[0])
 

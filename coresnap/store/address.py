@@ -21,6 +21,7 @@ from coresnap.store.face import Secret
 HOSTED = "submit.backtrace.io"
 #: Formats that a whole hosted address may end with, by which it is known to be one.
 FORMATS = ("json", "btt", "minidump", "symbols")
+_LOCAL = re.compile(r"http://(127\.[0-9.]+|\[::1\]|localhost)(:[0-9]+)?$")
 _PORTS = {"https": 443, "http": 80}
 _ADDRESS_MAX = 4096
 _HOST = re.compile(r"[A-Za-z0-9._-]{1,253}|[0-9A-Fa-f:.]{2,45}(%[A-Za-z0-9._-]{1,32})?")
@@ -45,8 +46,8 @@ class Address:
 
     @property
     def is_plain(self) -> bool:
-        """Say whether what is sent there can be read on its way."""
-        return self.origin.startswith("http:")
+        """Say whether what is sent there can be read on its way: it is not encrypted, and leaves this machine."""
+        return self.origin.startswith("http:") and not _LOCAL.match(self.origin)
 
     def url(self, token: Secret, form: str, attributes: Iterable[tuple[str, str]] = ()) -> str:
         """Return where a report of this format is posted to: a secret."""

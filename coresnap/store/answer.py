@@ -16,13 +16,15 @@ from typing import Any
 
 from coresnap.ground.errors import TryLater
 from coresnap.ground.text import printable
-from coresnap.store.face import Parked, Secret, StoreBusy, StoreRefused
+from coresnap.store.face import NotTaken, Parked, Secret, StoreBusy, StoreRefused
 
 _SECOND = 1_000_000
 _RETRY_MAX_USEC = 86_400 * _SECOND
 _RXID_MAX, _SAID_MAX, _DEPTH_MAX = 200, 200, 50
 _ERRORS = range(400, 600)
 _PASSING = {408, 425, 429}
+#: What concerns all that comes to a store; a 500 may be this one report's.
+_OVERLOADS = {*_PASSING, 502, 503, 504}
 _REFUSALS = {400, 413, 422}
 #: Types that JSON comes under. A page of a portal's comes under none of them.
 _JSON_TYPES = re.compile(r"application/(json|[a-z0-9.+-]+\+json|octet-stream)|text/(json|plain)|")
@@ -75,7 +77,7 @@ def judge(answer: Answer, uuid: str, store: str, token: Secret, *, hosted: bool)
     retry_usec = retry_after_usec(answer.retry_after, answer.date)
     if retry_usec is not None and (status in _PASSING or status >= 500):
         raise StoreBusy(what, retry_usec)
-    raise TryLater(what)
+    raise (TryLater if status in _OVERLOADS else NotTaken)(what)
 
 
 def _acknowledged(answer: Answer, document: dict[str, Any] | None, store: str, token: Secret) -> str:
@@ -85,12 +87,12 @@ def _acknowledged(answer: Answer, document: dict[str, Any] | None, store: str, t
         why = (
             f"it is {kind}" if kind and not _is_json(answer.content_type) else "it is no JSON object of a few kilobytes"
         )
-        raise TryLater(
+        raise NotTaken(
             f"{store}: HTTP {answer.status}, but the answer is not a store's: {why}", hint="is there a portal between?"
         )
     rxid = document.get("_rxid")
     if document.get("response") != "ok" or not isinstance(rxid, str) or not 0 < len(rxid) <= _RXID_MAX:
-        raise TryLater(f"{store}: HTTP {answer.status}, but the answer does not say that the report was taken")
+        raise NotTaken(f"{store}: HTTP {answer.status}, but the answer does not say that the report was taken")
     return printable(token.redact(rxid), _RXID_MAX)
 
 

@@ -6,6 +6,7 @@ becomes of the dump:
 
 * TryLater: nothing is known to be wrong with the dump or with the settings (transport errors; HTTP 408, 425, 429, 5xx; a
   full disk). The dump stays in sending and is tried again, later each time, or when `retry_after_usec` of a StoreBusy says.
+  It is a NotTaken where the store can be reached, so that perhaps this one dump is why.
 * Parked: the store or the project takes nothing until somebody mends it (HTTP 401, 403, 404; no token; a directory that
   may not be written). No dump is at fault: all of them wait in sending, no attempt counts against them, and the store is
   tried now and then.
@@ -39,6 +40,12 @@ class StoreBusy(TryLater):
     def __init__(self, message: str, retry_after_usec: int | None = None) -> None:
         super().__init__(message)
         self.retry_after_usec = retry_after_usec
+
+
+class NotTaken(TryLater):
+    """The store was reached and has acknowledged nothing; this one dump may be why: HTTP 500, a time limit, a broken answer."""
+
+    scope = "dump"
 
 
 class Parked(TryLater):

@@ -70,9 +70,9 @@ class ObjectStore:
             already_there=already_there,
         )
 
-    def sent_bytes(self) -> int:
-        """Return how much of the delivery under way has been handed to the system."""
-        return self._body.sent_bytes if self._body is not None else 0
+    def progress(self) -> tuple[int, int]:
+        """Return how many bytes of the delivery under way the system has been handed, and how many there are."""
+        return (self._body.sent_bytes, self._body.size_bytes) if self._body is not None else (0, 0)
 
     def close(self) -> None:
         """End the session."""

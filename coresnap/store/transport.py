@@ -35,7 +35,7 @@ from coresnap.store import address
 from coresnap.store.answer import Answer
 from coresnap.store.body import Body
 from coresnap.store.coroner import Coroner
-from coresnap.store.face import Parked, Secret, StoreRefused
+from coresnap.store.face import NotTaken, Parked, Secret, StoreRefused
 
 _ANSWER_MAX_BYTES = 1 << 16
 _REDIRECTIONS = 3
@@ -89,8 +89,9 @@ class Transport:
                 if expired.is_set():
                     outcome = f"it took longer than {timeout_usec // 1_000_000} s"
                 if isinstance(outcome, str):
+                    reached = bool(self._watched)
                     self.close()
-                    raise TryLater(f"{self._store}: {outcome}")
+                    raise (NotTaken if reached else TryLater)(f"{self._store}: {outcome}")
                 answer, location = outcome
                 if answer.status not in _REDIRECTS:
                     return answer
