@@ -24,12 +24,22 @@ _REAL_SECONDS = 60
 
 
 class Hours(Clock):
-    """A clock that stands still while a worker is at work, and jumps to the next moment that counts when none is."""
+    """A clock that stands still while a worker is at work, and jumps to the next moment that counts when none is.
 
-    def __init__(self) -> None:
-        self.passed_usec = 0
+    With `real` it goes on as the machine's does in between, so that what takes time takes as much on this clock.
+    """
+
+    def __init__(self, *, real: bool = False) -> None:
+        self._skipped_usec = 0
+        self._started_usec = Clock().now_usec() if real else None
         self.wall_base_usec = Clock().wall_usec()
         self._plans: list[tuple[int, int, Callable[[], object]]] = []
+
+    @property
+    def passed_usec(self) -> int:
+        """How much time has passed since the clock was made."""
+        real_usec = 0 if self._started_usec is None else Clock().now_usec() - self._started_usec
+        return self._skipped_usec + real_usec
 
     def now_usec(self) -> int:
         """Return the monotonic clock."""
@@ -51,8 +61,9 @@ class Hours(Clock):
             return ready
         if ready := poll.poll(0):
             return ready
-        next_usec = self._plans[0][0] if self._plans else self.passed_usec + wait_usec + 1
-        self.passed_usec = max(self.passed_usec, min(self.passed_usec + wait_usec + 1, next_usec))
+        passed_usec = self.passed_usec
+        next_usec = self._plans[0][0] - passed_usec if self._plans else wait_usec + 1
+        self._skipped_usec += max(0, min(wait_usec + 1, next_usec))
         while self._plans and self._plans[0][0] <= self.passed_usec:
             heapq.heappop(self._plans)[2]()
         return poll.poll(0)

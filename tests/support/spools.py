@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import time
@@ -109,6 +110,24 @@ def add(made: Made, stage: str = stages.PENDING, uuid: str = "", *, report: byte
         if stage != stages.STAGING:
             spool.move(dump, stage)
     return uuid
+
+
+def fill(made: Made, count: int, *, report_bytes: int = 8192, asset_bytes: int = 10240) -> list[str]:
+    """Put so many dumps into sending at once, nothing of them synced; return their UUIDs. Each report has its dump's."""
+    uuids = [stages.new_uuid() for _ in range(count)]
+    asset = bytes(asset_bytes)
+    for uuid in uuids:
+        report = json.dumps({"uuid": uuid, "lang": "c", "threads": {}, "pad": "x" * report_bytes}).encode()
+        snapshot = {"size_bytes": len(report), "sha256": hashlib.sha256(report).hexdigest()}
+        path = made.path(stages.SENDING, uuid)
+        path.mkdir(mode=0o700)
+        for name, data in (
+            ("snapshot", report),
+            ("assets.tar", asset),
+            (record.NAME, json.dumps(document(uuid, snapshot=snapshot)).encode()),
+        ):
+            (path / name).write_bytes(data)
+    return uuids
 
 
 def _file(dump: Dump, name: str, data: bytes) -> None:

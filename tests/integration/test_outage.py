@@ -1,0 +1,24 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A store that is down for an hour: it is left alone meanwhile, and gets everything, once, when it is back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.support import outage
+from tests.support.hours import HOUR, MINUTE
+
+_DUMPS = 1000
+
+
+@pytest.mark.parametrize("down", ["503", "silent"])
+def test_an_hour(tmp_path: Path, down: str) -> None:
+    seen = outage.suffer(tmp_path, _DUMPS, down)
+    # What was under way when it went down (send.jobs) is no probe.
+    assert outage.Outage(seen.asked_usec[1:], [], []).most_in_a_minute() == 1
+    assert 45 <= len(seen.asked_usec) <= 62
+    assert len(seen.acknowledged_usec) == _DUMPS
+    assert seen.offered == [1] * _DUMPS
+    assert seen.acknowledged_usec[-1] <= HOUR + 2 * MINUTE
