@@ -79,7 +79,7 @@ class Sending:
             "uuid": dump.uuid,
             "files": list(files),
             "project": self.project(document),
-            "store": self._address(),
+            "store": settings.store_address(),
             "store_max_bytes": settings.store_max_bytes,
             "store_max_age_usec": settings.store_max_age_usec,
             "command": settings.send_command,
@@ -90,17 +90,13 @@ class Sending:
 
     def store(self) -> str:
         """Return the name of the store, which is its address, or the command that delivers."""
-        return f"command:{self.settings.send_command[0]}" if self.settings.send_command else self._address()
+        settings = self.settings
+        return f"command:{settings.send_command[0]}" if settings.send_command else settings.store_address()
 
     def project(self, document: Record) -> str:
         """Return the project that format.N chooses."""
         victim = document["victim"]
         return self.settings.format_for(os.path.basename(victim["exe"] or victim["comm"] or ""))[0]
-
-    def _address(self) -> str:
-        """Return the address of the store: the object store of send.coroner where that file exists, else send.store."""
-        coroner = self.settings.send_coroner
-        return f"coroner:{coroner}" if os.path.lexists(coroner) else self.settings.send_store
 
     def settle(self, spool: Spool, dump: Dump, document: Record, answer: dict[str, Any] | None) -> None:
         """Nothing more is due."""

@@ -69,6 +69,7 @@ class _Kept:
     def __init__(self) -> None:
         self._key: tuple[Any, ...] | None = None
         self._store: Store | None = None
+        self._warnings: tuple[str, ...] = ()
 
     def get(self, request: dict[str, Any]) -> Store:
         """Return the store of a request, opened if it is not yet."""
@@ -79,9 +80,15 @@ class _Kept:
             self.close()
             self._store = open_store(request["store"], **limits)
             self._key = key
-            for warning in getattr(self._store, "warnings", ()):
-                print(f"coresnap send-worker: {printable(warning)}", file=sys.stderr, flush=True)
+            self._warn(tuple(getattr(self._store, "warnings", ())))
         return self._store
+
+    def _warn(self, warnings: tuple[str, ...]) -> None:
+        """Say what is to be said of the store, once: one that is down is opened for each probe."""
+        if warnings != self._warnings:
+            for warning in warnings:
+                print(f"coresnap send-worker: {printable(warning)}", file=sys.stderr, flush=True)
+        self._warnings = warnings
 
     def close(self) -> None:
         """Close the store; the next request opens it anew."""

@@ -21,6 +21,7 @@ COMMANDS = {
     "info": ("info", "tell all that is on record of a dump"),
     "why": ("why", "tell where a core is, or why it was not kept"),
     "limits": ("limits", "tell how many cores of a program, unit and user were kept, and were not"),
+    "route": ("route", "tell where the report of an executable would go: rule, project, store"),
     "retry": ("retry", "try again what has failed, or what waits for its next attempt"),
     "rm": ("rm", "remove dumps"),
     "dump": ("dump", "write a core, asset or snapshot out of the spool"),

@@ -24,7 +24,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from tests.bench import copying, delivery, first_read, guests, listing, page, snapshots
+from tests.bench import backlog, copying, delivery, first_read, guests, listing, page, snapshots
 from tests.bench.pairs import Figure, attempt
 from tests.bench.spool import REPOSITORY
 
@@ -36,6 +36,8 @@ _MEASURES: dict[str, tuple[str, str, Callable[[Path, int], list[Figure]], int]] 
     "listing": (listing.MEASURE, listing.BAR, listing.measure, 15),
     "snapshot-1gb": (snapshots.LARGE, snapshots.BAR, snapshots.large, 15),
     "snapshot-threads": (snapshots.THREADS, snapshots.BAR, snapshots.threads, 9),
+    "backlog": (backlog.MEASURE, backlog.BAR, backlog.measure, 1),
+    "outage": (backlog.OUTAGE, backlog.OUTAGE_BAR, backlog.hour, 1),
     "pipe": (guests.MEASURE, guests.BAR, guests.through_a_pipe, 20),
     "socket": (guests.MEASURE, guests.BAR, guests.over_the_socket, 20),
 }

@@ -55,6 +55,10 @@ class Settings(Values):
         project = rule.project_for(exe)
         return project if re.fullmatch(PROJECT, project) else self.formats[-1].project, rule
 
+    def store_address(self) -> str:
+        """Return the address of the store: the object store of send.coroner where that file exists, else send.store."""
+        return f"coroner:{self.send_coroner}" if os.path.lexists(self.send_coroner) else self.send_store
+
     def dump_owner(self) -> tuple[int, int, int]:
         """Return mode, uid and gid of a dump's files; -1 is the caller's own, where coresnap's user does not exist."""
         uid, gid = _uid(self.dump_user), _gid(self.dump_group)
