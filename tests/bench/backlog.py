@@ -69,12 +69,12 @@ def hour(work: Path, runs: int) -> list[Figure]:
     """Return what a store saw of an hour's outage."""
     del runs
     seen = outage.suffer(work, 1000, "503")
-    probes = outage.Outage(seen.asked_usec[1:], [], []).most_in_a_minute()
+    probes = seen.most_in_a_minute()
     after_usec = seen.acknowledged_usec[-1] - HOUR
     once = seen.offered == [1] * 1000
     figure = f"{probes}; {after_usec / 1e6:.0f} s"
     detail = (
-        f"{len(seen.asked_usec)} requests in the hour, each dump offered once after it: {'yes' if once else 'NO'}; the hour is "
+        f"{seen.first_tries} requests until it was known to be down, {len(seen.asked_usec)} in the hour, each dump offered once after it: {'yes' if once else 'NO'}; the hour is "
         "the test's (tests/support/outage.py), the deliveries after it take as long as they take"
     )
     return [Figure(OUTAGE, OUTAGE_BAR, verdict(probes <= 1 and once and after_usec <= 2 * MINUTE), figure, detail)]
