@@ -175,6 +175,7 @@ def _crash(document: Record) -> list[tuple[str, str]]:
         ("Signal", _signal(victim["signal"])),
         *((title, printable(str(place[name] or ""), 1000)) for title, name in _PLACE),
         ("Captured", f"{transport}{held}"),
+        ("Also read by", _known(document["reader_uid"], lambda number: pwd.getpwuid(number).pw_name)),
     ]
 
 

@@ -7,6 +7,9 @@ the executable; the time of the crash; what it takes on the disk. The last line 
     pending/84605573-9de... c-a vim.basic Fri Apr 14 22:49:40 2017 3.12mB
     [pending]/1O/3.12mB
 
+To whom the spool is closed are shown the dumps of his own processes, where coresnap-query.socket is there to be asked: not
+those of set-uid programs, of daemons that have become him, or of containers. The same holds for info, why, dump and debug.
+
 A dump whose record cannot be read is listed with ? and a note on standard error. A dump without c has lost its core
 to something other than coresnap.
 

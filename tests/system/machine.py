@@ -25,10 +25,19 @@ _NO_KVM = BUILD / "no-kvm"
 class Machine(Booted):
     """A running guest with a kernel of its own. Use it as a context manager; its overlay goes with it."""
 
-    def __init__(self, suite: str, *, memory_mib: int = 1536, processors: int = 2, command_line: str = "") -> None:
+    def __init__(
+        self,
+        suite: str,
+        *,
+        memory_mib: int = 1536,
+        processors: int = 2,
+        command_line: str = "",
+        network: bool = False,
+    ) -> None:
         """Boot a guest and wait until it answers. Raises GuestError, with the end of its console.
 
-        `command_line` is more of the kernel's.
+        `command_line` is more of the kernel's. With `network` it has an interface, without an address, on which it finds what
+        listens on this machine's loopback under 10.0.2.2, and nothing else.
         """
         self.image = image(suite)
         self.directory = Path(tempfile.mkdtemp(prefix=f"coresnap-vm-{suite}-"))
@@ -36,6 +45,7 @@ class Machine(Booted):
         self._memory_mib = memory_mib
         self._processors = processors
         self._command_line = command_line
+        self._network = network
         self._qemu: subprocess.Popen[bytes] | None = None
         self._channel: socket.socket | None = None
         overlay = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", str(self.image.disk), self._disk]
@@ -155,4 +165,5 @@ def _qemu(built: Image, machine: Machine, agent: str, accelerated: bool) -> list
         *("-chardev", f"socket,id=agent,path={agent},server=on,wait=off"),
         *("-device", "virtserialport,chardev=agent,name=tests.agent"),
         *("-serial", f"file:{machine.console}"),
+        *(("-netdev", "user,id=net", "-device", "virtio-net-pci,netdev=net,romfile=") if machine._network else ()),
     ]
