@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A command that tries to get out of its sandbox, and says on standard output what it could do.
 
-Run as `intruder SNAPSHOT` in the processor's worker, as `intruder - SNAPSHOT` in the sender's. Each attempt has a child of its
-own, since some are answered by death.
+Run as `intruder SNAPSHOT` in the processor's worker, as `intruder - SNAPSHOT` in the sender's, as `intruder query` in place of
+the query service. Each attempt has a child of its own, since some are answered by death.
 """
 
 from __future__ import annotations
@@ -36,6 +36,12 @@ def another_dump() -> None:
     """Read a core that was not handed over."""
     with open("/var/lib/coresnap/committed/victim/core", encoding="ascii") as core:
         core.read()
+
+
+def change_a_dump() -> None:
+    """Write to a dump of the user's own."""
+    with open("/var/lib/coresnap/committed/victim/core", "a", encoding="ascii") as core:
+        core.write("more")
 
 
 def write_elsewhere() -> None:
@@ -84,6 +90,15 @@ _ATTEMPTS: dict[str, Callable[[], None]] = {
 }
 
 
+_OF_THE_QUERY = {
+    "network": network,
+    "change a dump": change_a_dump,
+    "write elsewhere": write_elsewhere,
+    "mount": mount,
+    "ptrace": ptrace,
+}
+
+
 def attempt(body: Callable[[], None]) -> str:
     """Try one in a child; return done, or what stopped it."""
     read_fd, write_fd = os.pipe()
@@ -107,6 +122,9 @@ def main() -> int:
     if sys.argv[1] == "-":
         print("INTRUDER send", json.dumps({"another dump": attempt(another_dump)}), flush=True)
         return 1
+    if sys.argv[1] == "query":
+        print("INTRUDER query", json.dumps({what: attempt(body) for what, body in _OF_THE_QUERY.items()}), flush=True)
+        return 0
     print("INTRUDER snapshot", json.dumps({what: attempt(body) for what, body in _ATTEMPTS.items()}), flush=True)
     with open(sys.argv[1], "w", encoding="ascii") as file:
         json.dump({"uuid": "", "threads": {}}, file)

@@ -44,6 +44,11 @@ _PROCESSOR = {
     "ptrace": ["SystemCallFilter=", "PrivateUsers=no", "ProtectProc=default", "ProcSubset=all"],
     "memory": ["MemoryMax=infinity"],
 }
+#: The same of the query service, which may read dumps, and which no other user namespace is for.
+_QUERY = {
+    **{what: lines for what, lines in _PROCESSOR.items() if what not in ("another dump", "memory")},
+    "change a dump": ["ProtectSystem=no"],
+}
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +87,10 @@ def _whole(guest: Machine, unit: str) -> None:
 def _reports(guest: Machine, name: str) -> dict[str, str]:
     """Crash something, and return what the intruder could do in a worker, as the journal has it."""
     guest.sh(f"date +%s.%N > /root/since; {CRASH}")
+    return _told(guest, name)
+
+
+def _told(guest: Machine, name: str) -> dict[str, str]:
     script = (
         "for i in $(seq 600); do"
         f" journalctl --no-pager -b -o cat --since @$(cat /root/since) | grep 'INTRUDER {name} ' && exit 0; sleep 0.2; done; exit 1"
@@ -124,3 +133,28 @@ def test_the_sender_cannot_open_a_core(hostile: Machine) -> None:
         assert _reports(hostile, "send")["another dump"] == "done"
     finally:
         _whole(hostile, "coresnap-send@.service")
+
+
+def _asked(guest: Machine) -> dict[str, str]:
+    """Ask the query service, in whose place the intruder is, and return what that could do."""
+    directory = "/run/systemd/system/coresnap-query@.service.d"
+    lines = "[Service]\\nExecStart=\\nExecStart=/usr/local/bin/intruder query\\n"
+    guest.sh(f"mkdir -p {directory}; printf '{lines}' > {directory}/80-intruder.conf; systemctl daemon-reload")
+    asked = guest.sh("date +%s.%N > /root/since; runuser -u nobody -- coresnap list 2>&1", check=False)
+    assert "hung up" in asked.stdout
+    return _told(guest, "query")
+
+
+def test_the_query_service_keeps_what_takes_its_place_in(hostile: Machine) -> None:
+    report = _asked(hostile)
+    assert report.keys() == _QUERY.keys()
+    assert {what for what, outcome in report.items() if outcome == "done"} == set(), report
+
+
+@pytest.mark.parametrize("what", _QUERY)
+def test_without_its_line_the_query_service_would_let_it_out(hostile: Machine, what: str) -> None:
+    _without(hostile, "coresnap-query@.service", _QUERY[what])
+    try:
+        assert _asked(hostile)[what] == "done"
+    finally:
+        _whole(hostile, "coresnap-query@.service")
