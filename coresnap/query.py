@@ -41,7 +41,7 @@ from typing import Any
 from coresnap.ground import durable, program, settings, wire
 from coresnap.ground.errors import BadInput, CoresnapError
 from coresnap.ground.log import Log
-from coresnap.spool import asked, record
+from coresnap.spool import asked, inventory, record
 from coresnap.spool.asked import Entry
 from coresnap.spool.record import Record
 from coresnap.spool.stages import Dump, Spool, is_uuid
@@ -176,18 +176,19 @@ class Query:
         return fd, {"left_off": left_off}
 
     def _mine(self) -> Iterator[Entry]:
-        """Yield the user's dumps. One that moves meanwhile is met once, or looked up in the next list."""
-        seen: set[str] = set()
-        for stage in asked.STAGES:
-            for uuid in self.spool.uuids(stage):
-                dump = self._mine_at(stage, uuid)
-                if dump is None:
-                    continue
-                with dump[0] as found:
-                    if uuid not in seen:
-                        seen.add(uuid)
-                        names = [name for name in os.listdir(found.fd) if name in asked.FILES]
+        """Yield the user's dumps. Which may be his an inventory tells, and of each of those its own record."""
+        found = inventory.take(self.spool, asked.STAGES)
+        for number, uid in enumerate(found["uid"]):
+            if uid != self.uid + 1:  # as the index has it
+                continue
+            row = found.row(number)
+            for stage in (row.stage, *asked.STAGES):  # it may move meanwhile
+                dump = self._mine_at(stage, row.uuid)
+                if dump is not None:
+                    with dump[0] as mine:
+                        names = [name for name in os.listdir(mine.fd) if name in asked.FILES]
                         yield Entry(stage, names, _for_its_owner(dump[1]))
+                    break
 
     def _mine_at(self, stage: str, uuid: str) -> tuple[Dump, Record] | None:
         """Return the dump, open, if it is there and the user's. The same file is read of any other."""
@@ -197,7 +198,7 @@ class Query:
             return None
         try:
             data = durable.read(dump.fd, record.NAME, record.LIMIT_BYTES)
-            if b'"reader_uid":%d,' % self.uid in data:  # most are others', and are not parsed
+            if b'"reader_uid":%d,' % self.uid in data:  # what is another's is not even parsed
                 document = record.parse(data)
                 if document["reader_uid"] == self.uid and document["uuid"] == uuid:
                     return dump, document

@@ -243,6 +243,7 @@ def test_an_owner_is_not_told_what_a_store_has_said(made: Made) -> None:
         "failed",
         uuid,
         reader_uid=ALICE,
+        uid=ALICE,
         history=document["history"],
         failure={"reason": "send", "detail": "https://inside.example says no"},
     )
