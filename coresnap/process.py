@@ -99,10 +99,7 @@ class Processing:
             "uid": victim["uid"] or 0,
             "signal": victim["signal"] or 0,
             "snapshot_command": settings.snapshot_command,
-            "own_options": [
-                f"--stack-bytes={settings.snapshot_stack_bytes}",
-                f"--environ={' '.join(settings.snapshot_environ)}",
-            ],
+            "own_options": settings.report_options(),
             "defaults_command": settings.defaults_command,
             "snapshot_timeout_usec": settings.snapshot_timeout_usec,
             "defaults_timeout_usec": settings.defaults_timeout_usec,

@@ -4,7 +4,7 @@
 
 SYNOPSIS
     coresnap-snapshot -o OUT [--kv KEY:VALUE]... [--resource ASSET] [--stack-bytes BYTES] [--environ NAMES]
-                      --core CORE [EXECUTABLE]
+                      [--redact-names PATTERNS] [--redact-values PATTERNS] [--confidential] --core CORE [EXECUTABLE]
 
 DESCRIPTION
     Reads an ELF core of a 64-bit Linux process and writes a report in Backtrace's JSON format: the signal and the
@@ -16,6 +16,8 @@ DESCRIPTION
     --resource ASSET  the TAR that archive made beside the core
     --stack-bytes BYTES  memory around each thread's stack pointer that the report has (1024); 0 is none
     --environ NAMES   variables of the environment in the asset that the report has, * at the end for any rest (none)
+    --redact-names PATTERNS, --redact-values PATTERNS  as redact.names and redact.values, coresnap.conf(5) (none)
+    --confidential    nothing of what the process had in its memory and registers, as snapshot.confidential says
     --core CORE       the core
     EXECUTABLE        the path of the executable, for its name
 
@@ -61,6 +63,7 @@ from contextlib import ExitStack
 from coresnap.ground import program
 from coresnap.ground.elf_file import Pread
 from coresnap.ground.errors import BadInput, TryLater
+from coresnap.ground.redact import Redaction
 from coresnap.ground.text import printable
 from coresnap.snapshot.asset import kept_modules, read_asset
 from coresnap.snapshot.core import open_core
@@ -89,6 +92,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--resource", metavar="ASSET", help="the TAR that archive made beside the core")
     parser.add_argument("--stack-bytes", metavar="BYTES", type=_stack_bytes, default=1024, help="memory of each stack")
     parser.add_argument("--environ", metavar="NAMES", type=str.split, default=[], help="variables that are allowed")
+    for what in ("names", "values"):
+        parser.add_argument(f"--redact-{what}", metavar="PATTERNS", type=str.split, default=[], help=f"redact.{what}")
+    parser.add_argument("--confidential", action="store_true", help="nothing of memory and registers")
     parser.add_argument("--core", metavar="CORE", required=True, help="the core")
     parser.add_argument("executable", metavar="EXECUTABLE", nargs="?", default="", help="the path of the executable")
     options = parser.parse_args(arguments)
@@ -141,6 +147,8 @@ def _report(options: argparse.Namespace) -> bytes:
                     tuple(options.environ),
                     _kept(options.resource, stack) if options.resource else {},
                     max_bytes=_max_bytes(),
+                    redaction=Redaction(options.redact_names, options.redact_values),
+                    confidential=options.confidential,
                 ),
             )
     except BadInput as error:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from coresnap.capture.capture import OVERHEAD_BYTES
 from coresnap.ground import durable
+from coresnap.ground.redact import Redaction
 from coresnap.spool.quota import QuotaExceeded
 
 if TYPE_CHECKING:
@@ -40,9 +41,10 @@ class Assets:
         self._evidence_bytes = 0
         self._fd = durable.create(dump_fd, ASSETS, *owner)
 
-    def put_evidence(self, members: Mapping[str, bytes]) -> None:
+    def put_evidence(self, members: Mapping[str, bytes], redaction: Redaction) -> None:
         """Write these members, in their order, before all else. Raises OSError where it is not the disk that is full."""
-        self._put(b"".join(_member(name, data) for name, data in members.items()))
+        redact = {"proc/cmdline": redaction.argv, "proc/environ": redaction.environ}
+        self._put(b"".join(_member(name, redact.get(name, bytes)(data)) for name, data in members.items()))
         self._evidence_bytes = self.size_bytes
 
     def put_piece(self, name: str, data: bytes) -> None:

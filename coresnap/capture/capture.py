@@ -198,13 +198,15 @@ class Capture:
     def _put_piece(self, name: str, data: bytes) -> None:
         """Put a piece of a mapped file into the asset, which is begun with the first: they are too large to be held here."""
         from coresnap.capture.assets import Assets  # few crashes need it before it is finished
+        from coresnap.ground.redact import Redaction
 
         if self.reason or self.dump is None or self.evidence is None:
             return
         try:
             if self.assets is None:
                 self.assets = Assets(self.dump.fd, self.settings.owner(), self.reservation)
-                self.assets.put_evidence(self.evidence.members)
+                redaction = Redaction(self.settings.redact_names, self.settings.redact_values)
+                self.assets.put_evidence(self.evidence.members, redaction)
             self.assets.put_piece(name, data)
         except OSError as error:
             self.fail(error)

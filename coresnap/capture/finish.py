@@ -19,6 +19,7 @@ from coresnap.capture.victim import Victim
 from coresnap.ground import durable, elf
 from coresnap.ground.errors import BadInput, CoresnapError, Refused
 from coresnap.ground.flat import ArchiveSettings
+from coresnap.ground.redact import Redaction
 from coresnap.spool import ledger, record, stages
 from coresnap.spool.stages import Dump, Spool
 
@@ -135,7 +136,7 @@ def _write_assets(capture: Capture, dump: Dump) -> "tuple[int, list[str]]":
         if durable.exists(dump.fd, ASSETS):
             return os.stat(ASSETS, dir_fd=dump.fd, follow_symlinks=False).st_size, []
         capture.assets = Assets(dump.fd, capture.settings.owner(), None)
-        capture.assets.put_evidence(evidence.members if evidence else {})
+        capture.assets.put_evidence(evidence.members if evidence else {}, _redaction(capture))
     assets = capture.assets
     assets.finish()
     if not assets.size_bytes:
@@ -153,7 +154,8 @@ def _identify(capture: Capture) -> None:
     if "proc/exe" in members:
         victim.exe = _text(members["proc/exe"])
     if "proc/cmdline" in members:
-        victim.cmdline = _text(members["proc/cmdline"].rstrip(b"\0").replace(b"\0", b" "))
+        words = _redaction(capture).argv(members["proc/cmdline"])
+        victim.cmdline = _text(words.rstrip(b"\0").replace(b"\0", b" "))
     try:
         notes = elf.identity(lambda count, offset: os.pread(capture.core_fd, count, offset))
     except BadInput:
@@ -164,8 +166,12 @@ def _identify(capture: Capture) -> None:
     for name in ("pid", "tid", "uid", "gid", "signal", "comm"):
         if getattr(victim, name) is None:
             setattr(victim, name, getattr(notes, name))
-    if victim.cmdline is None:
-        victim.cmdline = notes.psargs
+    if victim.cmdline is None and notes.psargs is not None:
+        victim.cmdline = _redaction(capture).text(notes.psargs)
+
+
+def _redaction(capture: Capture) -> Redaction:
+    return Redaction(capture.settings.redact_names, capture.settings.redact_values)
 
 
 def _text(data: bytes) -> str:

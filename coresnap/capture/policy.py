@@ -7,6 +7,7 @@ a pipe it is closed. How much room there is, the reservation (coresnap.spool.quo
 What is told of the process here costs a read of /proc each, and is asked for only where a setting needs it.
 """
 
+from coresnap.ground.asterisk import matches
 from coresnap.ground.errors import CoresnapError
 from coresnap.spool import limits
 from coresnap.spool.limits import Limit
@@ -79,23 +80,6 @@ def _is_meant(pattern: str, uid: "int | None", known: Known) -> bool:
         return known.unit is not None and matches(pattern.removeprefix(_OF_UNIT), known.unit)
     exe = known.exe
     return exe is not None and matches(pattern, exe if "/" in pattern else exe.rpartition("/")[2])
-
-
-def matches(pattern: str, text: str) -> bool:
-    """Say whether an asterisk for any text, slashes too, makes the pattern this text; what is between is looked for once."""
-    first, *rest = pattern.split("*")
-    if not rest:
-        return text == pattern
-    last = rest.pop()
-    if len(text) < len(first) + len(last) or not (text.startswith(first) and text.endswith(last)):
-        return False
-    at, end = len(first), len(text) - len(last)
-    for piece in rest:
-        found = text.find(piece, at, end)
-        if found < 0:
-            return False
-        at = found + len(piece)
-    return True
 
 
 def decide_by_size(settings: "ArchiveSettings", memory_bytes: int) -> None:

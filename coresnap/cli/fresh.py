@@ -26,8 +26,7 @@ def take(dump: Dump, document: Record, settings: Settings) -> bytes:
     """
     fds = [dumps.plain_core(dump, document)]
     try:
-        argv = [*program.argv_of("take_snapshot"), f"--stack-bytes={settings.snapshot_stack_bytes}"]
-        argv += [f"--environ={' '.join(settings.snapshot_environ)}", f"--kv=coresnap.object:{dump.uuid}"]
+        argv = [*program.argv_of("take_snapshot"), *settings.report_options(), f"--kv=coresnap.object:{dump.uuid}"]
         if document["assets"]["size_bytes"] and dumps.ASSETS in dumps.names_of(dump):
             fds.append(dumps.opens_again(dumps.open_file(dump, dumps.ASSETS)))
             argv.append(f"--resource=/proc/self/fd/{fds[1]}")

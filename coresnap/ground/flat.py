@@ -22,6 +22,14 @@ _ENVIRON = (
     "PATH LANG LANGUAGE LC_* TERM SHELL HOME USER LOGNAME PWD TZ TMPDIR LD_LIBRARY_PATH LD_PRELOAD GOTRACEBACK"
     " INVOCATION_ID XDG_SESSION_ID XDG_SESSION_TYPE"
 )
+_REDACT_NAMES = (
+    "*PASS* *_PWD *SECRET* *TOKEN* *CREDENTIAL* *APIKEY* *API_KEY* *ACCESS_KEY* *PRIVATE_KEY* *ENCRYPTION_KEY* *AUTHORIZATION*"
+    " *COOKIE* *_DSN"
+)
+_REDACT_VALUES = (
+    "AKIA* ASIA* ghp_* gho_* ghu_* ghs_* ghr_* github_pat_* glpat-* xoxb-* xoxp-* xoxa-* sk_live_* sk-* AIza* npm_* pypi-*"
+    " hvs.* eyJ*.eyJ*.*"
+)
 _RANGES = {
     "mode": (0o600, 0o777),
     "uid": (-1, _ID_MAX),
@@ -33,7 +41,7 @@ _RANGES = {
     "modules_max_bytes": (0, 1 << 40),
     "jobs": (1, 1024),
 }
-_WORDS = ("environ", "include", "exclude")
+_WORDS = ("environ", "include", "exclude", "redact_names", "redact_values")
 _RATES = ("limit_exe", "limit_unit", "limit_user")
 _RATE_MOST, _WINDOW_MOST_USEC = 1_000_000, 1 << 50
 
@@ -59,6 +67,8 @@ class ArchiveSettings:
         "mode",
         "modules_max_bytes",
         "quota_percent",
+        "redact_names",
+        "redact_values",
         "rlimit_core",
         "root",
         "uid",
@@ -77,6 +87,8 @@ class ArchiveSettings:
         self.modules_max_bytes = 32 << 20
         self.rlimit_core = "ignore"
         self.jobs = 16
+        self.redact_names = tuple(_REDACT_NAMES.split())
+        self.redact_values = tuple(_REDACT_VALUES.split())
         self.include: tuple[str, ...] = ()
         self.exclude: tuple[str, ...] = ()
         self.core_max_bytes = 0

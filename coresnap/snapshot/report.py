@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from coresnap import __version__
 from coresnap.ground.elf_file import Pread
+from coresnap.ground.redact import Redaction
 from coresnap.snapshot.analysis import Analysis, analyse
 from coresnap.snapshot.attributes import Scalar
 from coresnap.snapshot.core import Core
@@ -40,17 +41,24 @@ _HEAD = re.compile(rb'\{"uuid":"[0-9a-f-]{36}","fingerprint":"([0-9a-f]{64})",')
 HEAD_BYTES = 256
 
 
+_NOTHING = Redaction()
+_CONFIDENTIAL = "memory, registers, the error's own message, arguments, environment: snapshot.confidential"
+
+
 class Options(NamedTuple):
     """What the report is to have, and what else there is to make it of.
 
     `stack_bytes` is the memory around each stack pointer; `variables` are the names of the environment's that are allowed, *
-    at the end for any rest; `kept` what archive kept of modules' files, by the modules' start.
+    at the end for any rest; `kept` what archive kept of modules' files, by the modules' start. `redaction` takes secrets out of
+    texts; `confidential` leaves out what was in memory and registers altogether.
     """
 
     stack_bytes: int = 1024
     variables: tuple[str, ...] = ()
     kept: Mapping[int, Pread] = MappingProxyType({})
     max_bytes: int = REPORT_MAX_BYTES
+    redaction: Redaction = _NOTHING
+    confidential: bool = False
 
 
 _DEFAULT = Options()
@@ -77,6 +85,10 @@ def build(
     images = Images(core, options.kept)
     try:
         analysis = analyse(core, images, stack=stack, names=names, places=places)
+        analysis = analysis._replace(message="" if options.confidential else options.redaction.text(analysis.message))
+        if options.confidential:
+            options = options._replace(stack_bytes=0, variables=())
+            missing = [*missing, _CONFIDENTIAL]
         own = attributes_of(core, asset, analysis, executable)
         parts = _Parts(core, asset, analysis, options, uuid)
         parts.fill(own, more)
@@ -101,7 +113,9 @@ class _Parts:
         self._options = options
         self._gaps: list[str] = []
         self._head = _head(core, analysis, uuid)
-        self._annotations = [member(key, encode(value)) for key, value in annotations_of(core, analysis).items()]
+        arguments = "" if options.confidential else options.redaction.text(core.notes.arguments)
+        annotations = annotations_of(core, analysis) | {"arguments": arguments}
+        self._annotations = [member(key, encode(value)) for key, value in annotations.items()]
         self._attributes: list[bytes] = []
         self._modules: list[bytes] = []
         self._memory: list[bytes] = []
@@ -115,15 +129,17 @@ class _Parts:
         """Fill in what there is room for, by what it is worth."""
         threads, room, entries = self._core.notes.threads, self._room, self._threads
         entries.add(threads[:1], room)
-        registers = entries.add_registers(threads[:1], room)
+        tells = not self._options.confidential
+        registers = entries.add_registers(threads[:1], room) if tells else 0
         self._say("attributes", self._add_attributes(own, more), len(own | more))
         entries.add(threads[1:], room)
         self._say("threads", len(entries), len(threads))
         self._add_modules()
         if registers:
             registers += entries.add_registers(threads[1 : min(len(entries), REGISTERS_MAX)], room)
-        self._say("registers of threads", registers, len(entries))
-        entries.add_callers_registers(threads[0], room)
+        if tells:
+            self._say("registers of threads", registers, len(entries))
+            entries.add_callers_registers(threads[0], room)
         entry = member("entryThread", encode(str(self._core.notes.pid)))
         if self._core.notes.pid in entries and room.take(entry):
             self._head.append(entry)
@@ -193,7 +209,8 @@ class _Parts:
         self._annotations.append(member("stacks", notes))
         self._say("notes on the stacks", has, of)
         made_of = member("fingerprint", encode([text[:TEXT_MAX] for text in self._analysis.fingerprint.made_of]))
-        variables = environment(self._asset, self._options.variables)
+        allowed = environment(self._asset, self._options.variables)
+        variables = {name: self._options.redaction.value(name, value) for name, value in allowed.items()}
         items = [made_of, *([member("environment", encode(variables))] if variables else [])]
         python = {str(tid): [*map(_python, frames)] for tid, frames in self._analysis.python.items()}
         items += [member("python", encode(python))] if python else []

@@ -13,6 +13,7 @@ import pytest
 
 from coresnap.capture.assets import ASSETS, Assets
 from coresnap.ground import durable
+from coresnap.ground.redact import Redaction
 
 _OWNER = (0o600, -1, -1)
 _EVIDENCE = {"proc/status": b"Name:\tx\n", "proc/comm": b"", "host/uptime": b"x" * 512}
@@ -35,7 +36,7 @@ def _contents(path: Path) -> dict[str, bytes]:
 
 def _written(dump_fd: int) -> Assets:
     assets = Assets(dump_fd, _OWNER, None)
-    assets.put_evidence(_EVIDENCE)
+    assets.put_evidence(_EVIDENCE, Redaction())
     for name, data in _PIECES.items():
         assets.put_piece(name, data)
     assets.finish()

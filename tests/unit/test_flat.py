@@ -28,6 +28,8 @@ archive.jobs = 3
 archive.include = /usr/* unit:a@*.service
 archive.exclude = uid:12
 archive.core_max_bytes = 2G
+redact.names = *A*
+redact.values = x-*
 limit.exe = 7/2h
 limit.unit = 0
 limit.user = 1/1s
@@ -68,6 +70,8 @@ def test_what_is_compiled_is_what_is_read(tmp_path: Path) -> None:
         "include": ("/usr/*", "unit:a@*.service"),
         "exclude": ("uid:12",),
         "core_max_bytes": 2 << 30,
+        "redact_names": ("*A*",),
+        "redact_values": ("x-*",),
         "limit_exe": (7, 7_200_000_000),
         "limit_unit": (0, 3_600_000_000),
         "limit_user": (1, 1_000_000),

@@ -25,6 +25,7 @@ _HELD = _HANDED_OVER | {
     "coresnap.capture.members",
     *("coresnap.capture.victim", "coresnap.ground.durable", "coresnap.ground.elf"),
     *(
+        "coresnap.ground.asterisk",
         "coresnap.ground.flat",
         "coresnap.spool",
         "coresnap.spool.limits",

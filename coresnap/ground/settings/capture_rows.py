@@ -17,6 +17,9 @@ _WHOSE = kinds.Words(
 )
 
 
+_SECRETS = kinds.Words(r"[A-Za-z0-9_.*-]{1,64}", "patterns, * for any text", max_items=64)
+
+
 # A row is its line and its text; the formatter would make it ten lines.
 # fmt: off
 @dataclass(frozen=True)
@@ -152,4 +155,25 @@ class CaptureValues:
         under ever new names.
         """,
         archive="limit_user",
+    )
+
+    redact_names: tuple[str, ...] = row(
+        "redact.names", _SECRETS,
+        "*PASS* *_PWD *SECRET* *TOKEN* *CREDENTIAL* *APIKEY* *API_KEY* *ACCESS_KEY* *PRIVATE_KEY* *ENCRYPTION_KEY*"
+        " *AUTHORIZATION* *COOKIE* *_DSN", "redact", """
+        Names whose values are left out, `***` in their place, wherever a command line, an environment or an error's message
+        goes: dump.json, the asset, the journal, reports. They are those of variables, of options (--token=S, --token S), of
+        members (`"token": "S"`) and of headers; case, dashes, dots and underscores make no difference, an asterisk stands for
+        any text. Passwords in URLs are always left out. The core has all of it: see encrypt.recipients.
+        """,
+        archive="redact_names",
+    )
+    redact_values: tuple[str, ...] = row(
+        "redact.values", _SECRETS,
+        "AKIA* ASIA* ghp_* gho_* ghu_* ghs_* ghr_* github_pat_* glpat-* xoxb-* xoxp-* xoxa-* sk_live_* sk-* AIza* npm_* pypi-*"
+        " hvs.* eyJ*.eyJ*.*", "redact", """
+        Shapes of values that are left out whatever their name, from 16 characters on: keys that have a mark of their own. An
+        asterisk stands for any text.
+        """,
+        archive="redact_values",
     )

@@ -64,6 +64,16 @@ class Settings(Values):
         uid, gid = _uid(self.dump_user), _gid(self.dump_group)
         return self.dump_mode, -1 if uid is None else uid, -1 if gid is None else gid
 
+    def report_options(self) -> list[str]:
+        """Return what coresnap's own snapshot command is told of its reports."""
+        return [
+            f"--stack-bytes={self.snapshot_stack_bytes}",
+            f"--environ={' '.join(self.snapshot_environ)}",
+            f"--redact-names={' '.join(self.redact_names)}",
+            f"--redact-values={' '.join(self.redact_values)}",
+            *(["--confidential"] if self.snapshot_confidential else []),
+        ]
+
     def document(self) -> dict[str, Any]:
         """Return the values by name as JSON has them; the rules of format.N are one list, `format`."""
         return {

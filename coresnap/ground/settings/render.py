@@ -25,6 +25,7 @@ _SECTIONS = {
     "dump": "The spool",
     "archive": "Taking cores",
     "limit": "Limits before capture",
+    "redact": "Secrets in command lines, environments and messages",
     "snapshot": "Making snapshots",
     "symbols": "Debug files",
     "format": "Choosing projects",

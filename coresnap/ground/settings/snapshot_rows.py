@@ -63,6 +63,14 @@ class SnapshotValues(CaptureValues):
         own has. An asterisk at the end stands for any rest; empty has none.
         """,
     )
+    snapshot_confidential: bool = row(
+        "snapshot.confidential", kinds.Flag(), "false", "snapshot", """
+        Whether a report of coresnap's own has nothing of what the process had in its memory and registers: no memory around
+        stack pointers, no registers, no error's message in its own words, no arguments and no environment, whatever
+        snapshot.stack_bytes and snapshot.environ say. Stacks, names of functions, threads and files, the signal and the
+        fault's address stay.
+        """,
+    )
     core_compress: str = row(
         "core.compress", kinds.Choice(("zstd", "none")), "zstd", "snapshot", """
         How cores are kept once their snapshot is made: zstd compresses them, where that makes them smaller, the disk has
