@@ -29,7 +29,7 @@ def _processed(site: Site) -> tuple[Path, dict[str, Any]]:
 
 @pytest.fixture
 def _with_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MY_WORD", _WORD)
+    monkeypatch.setenv("MY_SECRET", _WORD)
     monkeypatch.setenv("DATABASE_URL", f"postgres://u:{_WORD}@db/x")
     monkeypatch.setenv("PLAIN", "plain")
 
@@ -44,7 +44,7 @@ def test_of_the_whole_dump_the_core_alone_has_them(tmp_path: Path) -> None:
     document = json.loads((dump / "dump.json").read_text())
     assert document["victim"]["cmdline"].endswith(" 44 --password=*** --token *** https://u:***@host/")
     environment = report["annotations"]["environment"]
-    assert (environment["MY_WORD"], environment["PLAIN"]) == ("***", "plain")
+    assert (environment["MY_SECRET"], environment["PLAIN"]) == ("***", "plain")
     assert environment["DATABASE_URL"] == "postgres://u:***@db/x"
     have = sorted(path.name for path in dump.iterdir() if _WORD.encode() in path.read_bytes())
     assert have == ["core"], "it is what encrypt.recipients is for"
