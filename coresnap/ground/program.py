@@ -59,7 +59,8 @@ def hanging_up(connection: "socket.socket") -> Iterator[None]:
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        # The program ends now. The interpreter would make a traceback of a signal whose handler goes just as it arrives.
+        signal.signal(signal.SIGTERM, lambda *_: None)
 
 
 def _to_standard_error(line: str) -> None:

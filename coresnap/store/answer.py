@@ -25,7 +25,7 @@ _ERRORS = range(400, 600)
 _PASSING = {408, 425, 429}
 #: What concerns all that comes to a store; a 500 may be this one report's.
 _OVERLOADS = {*_PASSING, 502, 503, 504}
-_REFUSALS = {400, 413, 422}
+_REFUSALS, _TOO_LARGE = {400, 422}, 413
 #: Types that JSON comes under. A page of a portal's comes under none of them.
 _JSON_TYPES = re.compile(r"application/(json|[a-z0-9.+-]+\+json|octet-stream)|text/(json|plain)|")
 #: How stores say that they have a report of this UUID. A quota can be exceeded already; that is none of these.
@@ -65,7 +65,7 @@ def judge(answer: Answer, uuid: str, store: str, token: Secret, *, hosted: bool)
         status = code if code is not None and code in _ERRORS else 0
     what = f"{store}: HTTP {answer.status}" + (f", error {code}" if code not in (None, answer.status) else "")
     what += f": {printable(said, _SAID_MAX)}" if said else ""
-    if status in _REFUSALS:
+    if status == _TOO_LARGE or (status in _REFUSALS and code is not None):  # what stands between says 400, too, in HTML
         raise StoreRefused(what)
     if status in (401, 403):
         raise Parked(what, hint="it does not take the project's token", scope="project")

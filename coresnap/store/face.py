@@ -10,8 +10,8 @@ becomes of the dump:
 * Parked: the store or the project takes nothing until somebody mends it (HTTP 401, 403, 404; no token; a directory that
   may not be written). No dump is at fault: all of them wait in sending, no attempt counts against them, and the store is
   tried now and then.
-* StoreRefused: the store will never take this one snapshot (HTTP 400, 413, 422; another snapshot has its UUID; its bytes
-  are not those on record). Its dump moves to failed; the others are not concerned.
+* StoreRefused: the store says that it will never take this one snapshot (HTTP 400, 413, 422; another snapshot has its
+  UUID; its bytes are not those on record). Its dump moves to failed; the others are not concerned.
 
 The same snapshot put twice under one UUID is stored once: the second put returns a receipt with `already_there`. An
 answer that was lost can therefore always be asked for again.

@@ -194,6 +194,12 @@ def test_no_token_is_nobodys_fault_but_the_projects(store: LyingStore, client: O
         *((Lie("status", status), StoreRefused, "") for status in (400, 413, 422)),
         *((Lie("status", status), TryLater, "") for status in (409, 418, 204, 203, 300, 303, 304)),
         (Lie("error", 400), StoreRefused, ""),
+        (Lie("verbatim", b"HTTP/1.1 413 Too large\r\nContent-Length: 0\r\n\r\n"), StoreRefused, ""),
+        (
+            Lie("verbatim", b"HTTP/1.1 400 Bad request\r\nContent-Type: text/html\r\nContent-Length: 0\r\n\r\n"),
+            TryLater,
+            "",
+        ),
         (Lie("error", 401), Parked, "project"),
         (Lie("error", 503), TryLater, ""),
         (Lie("error", -1), TryLater, ""),

@@ -426,7 +426,7 @@ def lies(seed: int, share: float, elsewhere: str = "https://elsewhere.invalid/po
     kinds: list[Callable[[], Lie]] = [
         lambda: Lie("drop-request", chance.randrange(1, 4000)),
         lambda: Lie("drop-answer", chance.randrange(200)),
-        lambda: Lie("slow-refusal", 0.05),
+        lambda: Lie("slow-refusal", chance.choice([0.05, 0.0, 0.0, 0.0])),
         lambda: Lie("slow-answer", 0.0),
         lambda: Lie("status", chance.choice([408, 425, 500, 502, 503, 504])),
         lambda: Lie("status", chance.choice([401, 403, 404])),
