@@ -59,7 +59,7 @@ from coresnap.spool import hooks, ledger, limits, stages
 from coresnap.spool.stages import Spool
 
 _LOOK_USEC = 60_000_000
-_PURGE_USEC = 3_600_000_000
+_PURGE_USEC = 600_000_000
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -1,18 +1,27 @@
 #!/usr/bin/python3 -I
 # SPDX-License-Identifier: Apache-2.0
-"""coresnap purge - remove dumps that have been kept for purge.age
+"""coresnap purge - remove cores and dumps that have been kept for long enough, or that there is no more room for
 
 SYNOPSIS
     python3 -m coresnap.purge [--settings FILE] [--dry-run]
 
 DESCRIPTION
-    Removes committed and failed dumps older than purge.age, unless purge.disabled is set. What waits for its snapshot
-    or its delivery is never removed.
+    Removes what the settings purge.* say, unless purge.disabled is set: by age, and for room, no more than that takes. A core
+    goes before the rest of its dump. What waits for its snapshot or its delivery is never removed, nor is what is pinned.
+    `coresnap purge --dry-run` tells what would go and why, and so does this:
 
     --dry-run   say what would go, and leave it
 
+    It also unlinks names in by-uuid whose dump has gone, and counts anew the bytes that dump.ceiling goes by.
+
 EXIT STATUS
     0 done; 69 there is no spool; 78 the settings are wrong.
+
+SECURITY
+    It reads records, of dumps that it removes under their locks, and no other file of a dump. It believes the index nothing.
+
+BUGS
+    Ages are counted by the clock: one that is years ahead has all dumps removed that may be.
 """
 
 import argparse
@@ -24,7 +33,8 @@ if __name__ == "__main__":
 
 from coresnap.ground import program, settings
 from coresnap.ground.log import Log
-from coresnap.spool.retention import purge, recount
+from coresnap.spool.removal import carry_out, recount
+from coresnap.spool.retention import Plan, plan_for
 from coresnap.spool.stages import Spool
 
 
@@ -45,15 +55,26 @@ def _purge(options: argparse.Namespace, log: Log) -> int:
     loaded = settings.load(options.settings)
     with Spool(loaded.dump_root) as spool:
         if not loaded.purge_disabled:
-            for stage, uuid, size_bytes in purge(spool, loaded.purge_age_usec, dry_run=options.dry_run):
-                if options.dry_run:
-                    print(f"{stage}/{uuid} {size_bytes} bytes would go")
+            planned = plan_for(spool, loaded)
+            if options.dry_run:
+                _show(planned)
+                return 0
+            for step, freed_bytes, left in carry_out(spool, planned, loaded.dump_owner()):
+                what = f"{step.uuid}: {step.what} of {step.stage}"
+                if left:
+                    log.info(f"{what} is left: {left}", CORESNAP_DUMP=step.uuid)
                 else:
-                    log.info(f"{uuid}: removed from {stage} by age, {size_bytes} bytes", CORESNAP_DUMP=uuid)
-        spool.unlink_orphans()
-        if loaded.dump_ceiling_bytes:
-            recount(spool)
+                    log.info(f"{what} removed, {freed_bytes} bytes: {step.why}", CORESNAP_DUMP=step.uuid)
+        if not options.dry_run:
+            spool.unlink_orphans()
+            if loaded.dump_ceiling_bytes:
+                recount(spool)
     return 0
+
+
+def _show(planned: Plan) -> None:
+    for step in planned.steps:
+        print(f"{step.stage}/{step.uuid} {step.what} {step.size_bytes} bytes would go: {step.why}")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from coresnap.cli import words
 from coresnap.cli.served import Served, ServedDump, that_opens
 from coresnap.ground import durable, settings
 from coresnap.ground.errors import BadInput, Refused, TryLater
@@ -89,7 +90,7 @@ class Entry:
 
     @property
     def core_is_gone(self) -> bool:
-        """Say whether something other than coresnap, which removes whole dumps, has deleted the core."""
+        """Say whether the core has been removed: by purge, or by something other than coresnap."""
         return self.stage != stages.STAGING and self.names is not None and not has_file(self.names, CORE)
 
     @cached_property
@@ -187,6 +188,14 @@ def inventory_of(spool: Spool, names: Sequence[str]) -> Inventory:
     return found
 
 
+def core_gone(document: Record | None) -> str:
+    """Say what has become of a core that is not in its dump any more."""
+    removed = document["core_removed"] if document else None
+    if removed:
+        return f"purge removed it on {words.when(removed['time_usec'])}: {printable(removed['why'], 200)}"
+    return "something other than coresnap has deleted it"
+
+
 def resolve(spool: Spool, text: str) -> tuple[str, str]:
     """Return stage and UUID of the one dump that `text`, [STAGE/]BEGINNING-OF-UUID, names. Raises Refused."""
     stage, slash, beginning = text.rpartition("/")
@@ -261,10 +270,17 @@ def open_file(dump: Dump, name: str) -> int:
     try:
         return _open(dump, name)
     except FileNotFoundError as error:
-        hint = "something other than coresnap has deleted it" if name == CORE else ""
+        hint = core_gone(_known_of(dump)) if name == CORE else ""
         raise Refused(f"{dump.stage}/{dump.uuid} has no {name}", hint=hint) from error
     except OSError as error:
         raise Refused(f"{dump.stage}/{dump.uuid}: {name}: {error.strerror}") from error
+
+
+def _known_of(dump: Dump) -> Record | None:
+    try:
+        return load_record(dump)
+    except (BadInput, Refused):
+        return None
 
 
 def open_core(dump: Dump) -> tuple[int, bool]:

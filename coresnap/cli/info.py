@@ -226,9 +226,11 @@ def _kept(document: Record, files: list[str]) -> list[tuple[str, str]]:
     core_text += ", compressed" if core["compressed_bytes"] is not None else ""
 
     def there(name: str, text: str) -> str:
-        return (
-            text if dumps.has_file(files, name) else f"MISSING, deleted by something other than coresnap; it had {text}"
-        )
+        if dumps.has_file(files, name):
+            return text
+        if name == dumps.CORE and document["core_removed"]:
+            return f"none: {dumps.core_gone(document)}; it had {text}"
+        return f"MISSING, deleted by something other than coresnap; it had {text}"
 
     return [
         ("Core", there(dumps.CORE, core_text)),
@@ -241,7 +243,9 @@ def _kept(document: Record, files: list[str]) -> list[tuple[str, str]]:
 
 def _done(document: Record) -> list[tuple[str, str]]:
     attempts, failure, next_try_usec = document["attempts"], document["failure"], document["next_try_usec"]
+    pinned_usec = document["pinned_usec"]
     return [
+        ("Pinned", f"since {words.when(pinned_usec)}: purge does not remove it" if pinned_usec is not None else ""),
         ("Attempts", f"{attempts['process']} at its snapshot, {attempts['send']} at its delivery"),
         ("Next try", f"{words.when(next_try_usec)}, {words.ago(next_try_usec)}" if next_try_usec is not None else ""),
         ("Failure", f"{printable(failure['reason'])}: {printable(failure['detail'], 2000)}" if failure else ""),

@@ -10,8 +10,8 @@ the executable; the time of the crash; what it takes on the disk. The last line 
 To whom the spool is closed are shown the dumps of his own processes, where coresnap-query.socket is there to be asked: not
 those of set-uid programs, of daemons that have become him, or of containers. The same holds for info, why, dump and debug.
 
-A dump whose record cannot be read is listed with ? and a note on standard error. A dump without c has lost its core
-to something other than coresnap.
+A dump whose record cannot be read is listed with ? and a note on standard error. A dump without c has lost its core:
+to purge, or to something other than coresnap; `coresnap info` tells.
 
 --group prints a line for each bug instead, by the fingerprint of its crashes, those with the most dumps first: how many
 dumps, the executable and the signal of the latest, its time, the beginning of the fingerprint, and the latest. A dump has a

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from coresnap.cli import dumps, terminal, words
 from coresnap.ground.errors import CoresnapError
 from coresnap.ground.text import human_bytes
-from coresnap.spool import retention, stages
+from coresnap.spool import removal, stages
 
 if TYPE_CHECKING:
     import argparse
@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
             return 0
         for stage, uuid in found:
             try:
-                freed_bytes = retention.remove(spool, dumps.take(spool, f"{stage}/{uuid}"))
+                freed_bytes = removal.remove(spool, dumps.take(spool, f"{stage}/{uuid}"))
             except CoresnapError as error:
                 terminal.note(error.line())
                 worst = max(worst, error.exit_status)
@@ -55,7 +55,8 @@ def _confirmed(spool: Spool, found: list[tuple[str, str]]) -> bool:
         entry = dumps.look(spool, stage, uuid)
         victim = entry.record["victim"] if entry and entry.record else {}
         undelivered = "" if stage in _DELIVERED else ", NOT delivered"
-        print(f"  {stage}/{uuid} {words.name(victim)}{undelivered}", file=sys.stderr)
+        pinned = ", PINNED" if entry and entry.record and entry.record["pinned_usec"] is not None else ""
+        print(f"  {stage}/{uuid} {words.name(victim)}{undelivered}{pinned}", file=sys.stderr)
     what = "this dump" if len(found) == 1 else f"these {len(found)} dumps"
     print(f"Remove {what}? [y/N] ", end="", file=sys.stderr, flush=True)
     return sys.stdin.readline().strip().lower() in ("y", "yes")

@@ -34,7 +34,7 @@ _STAGES = {
     stages.COMMITTED: "its core is kept and its snapshot delivered",
     stages.FAILED: "its core is kept, but it has been given up on",
 }
-_GONE = "its core was kept, and is gone from the spool: coresnap did not take it"
+_GONE = "its core was kept, and is gone from the spool"
 _WITHOUT_CORE = {
     stages.PENDING: "no snapshot can be made any more",
     stages.SENDING: "its snapshot is made, and waits for delivery",
@@ -131,11 +131,11 @@ def _tell_kept(entry: Entry) -> None:
         if entry.stage == stages.STAGING:
             print(f"  {_STAGES[entry.stage]}, or was when archive was killed: coresnapd sweeps it then")
         else:
-            there = "it may be kept" if entry.names is None else _GONE if entry.core_is_gone else "it is kept"
+            there = "it may be kept" if entry.names is None else _gone(entry) if entry.core_is_gone else "it is kept"
             print(f"  {there}, but its record cannot be read: {printable(entry.problem)}")
         return
     print(f"{words.when(entry.time_usec)}  {_who(document['victim'])}")
-    told = f"{_GONE}; {_WITHOUT_CORE[entry.stage]}" if entry.core_is_gone else _STAGES[entry.stage]
+    told = f"{_gone(entry)}; {_WITHOUT_CORE[entry.stage]}" if entry.core_is_gone else _STAGES[entry.stage]
     print(f"  {told}: {entry.short}")
     truncated, failure, next_try_usec = document["core"]["truncated"], document["failure"], document["next_try_usec"]
     if truncated:
@@ -146,6 +146,10 @@ def _tell_kept(entry: Entry) -> None:
         print(f"  {printable(document['history'][-1]['event'])}: {printable(document['history'][-1]['detail'])}")
         print(f"  next try {words.ago(next_try_usec)}")
     print(f"  to do: {_to_do(entry)}")
+
+
+def _gone(entry: Entry) -> str:
+    return f"{_GONE}: {dumps.core_gone(entry.record)}"
 
 
 def _to_do(entry: Entry) -> str:

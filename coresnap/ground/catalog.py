@@ -47,7 +47,7 @@ PROCESSED = Message(
 DELIVERED = Message(
     "f6a2fe54e308473690ea446cb5ec4bb9",
     "A snapshot was delivered",
-    "A store has acknowledged the snapshot of dump @CORESNAP_DUMP@. The dump is kept for as long as purge.age says.",
+    "A store has acknowledged the snapshot of dump @CORESNAP_DUMP@. The dump is kept for as long as the settings purge.* say.",
 )
 WAITS = Message(
     "f2bb7dff47c44435ac2a8f62910080ae",
@@ -58,7 +58,7 @@ WAITS = Message(
 FAILED = Message(
     "018cbf1c523946be87398d934b15a8f1",
     "A dump was given up on",
-    "The message says why. Dump @CORESNAP_DUMP@ is kept in the stage failed for as long as purge.age says.\n"
+    "The message says why. Dump @CORESNAP_DUMP@ is kept in the stage failed for as long as the settings purge.* say.\n"
     "Once the cause is mended, `coresnap retry @CORESNAP_DUMP@` has it tried again.",
 )
 RETRIED = Message(

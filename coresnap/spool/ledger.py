@@ -49,6 +49,7 @@ REASONS = {
     "interrupted": "archive was killed before the core's notes were complete",
     "skipped": "the kernel did not hand it over; the detail is what it said",
     "no-spool": "dump.root was missing or not mounted",
+    "purged": "purge has removed it, before it could be delivered: it had been given up on",
     "internal": "archive failed; the detail says how",
 }
 #: What the settings did not want.

@@ -8,13 +8,16 @@ stage, or on record; after a restart, everything is delivered, exactly once.
 
 from __future__ import annotations
 
+import os
 import shutil
+import time
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from tests.support.site import Site, assert_whole
+from coresnap.spool import record
+from tests.support.site import Site, assert_whole, kept_core
 
 pytestmark = pytest.mark.walk
 
@@ -25,9 +28,9 @@ def _steps(trace: Path) -> list[str]:
     return trace.read_text().splitlines()
 
 
-def _copy_site(site: Site, directory: Path) -> Site:
+def _copy_site(site: Site, directory: Path, **settings: str) -> Site:
     """Make a site like `site`, with the same dumps, in another directory."""
-    copied = Site(directory)
+    copied = Site(directory, **settings)
     for stage, path in site.dumps():
         shutil.copytree(path, copied.root / stage / path.name)
     return copied
@@ -92,8 +95,6 @@ def _walk(tmp_path: Path, prepared: Site, core: bytes, program: str, action: str
 
 def _make_due(path: Path) -> None:
     """Let the back-off of a failed attempt pass, as what is forgotten of the stores does for theirs."""
-    from coresnap.spool import record
-
     document = record.parse((path / "dump.json").read_bytes())
     document["next_try_usec"] = None
     import json
@@ -124,3 +125,61 @@ def test_store(tmp_path: Path, real_core: Path, action: str) -> None:
     assert prepared.archive(real_core).returncode == 0
     assert prepared.run("process", "--once").returncode == 0
     _walk(tmp_path, prepared, real_core.read_bytes(), "send", action, only="send_worker")
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+def test_purge(tmp_path: Path, real_core: Path, action: str) -> None:
+    """One dump goes whole, one loses its core, one stays: after a purge that was cut short anywhere, the next ends it."""
+    prepared = Site(tmp_path / "prepared")
+    ages = {"purge__snapshot_age": "9000d", "purge__protected_age": "0"}
+    for days in (20000, 9500, 2000, 0):  # the first and the latest are kept
+        time_sec = str(int(time.time()) - days * 86400)
+        prepared.archive(real_core, "1", "1", "0", "0", "11", time_sec).check_returncode()
+    assert prepared.once().returncode == 0
+    core = real_core.read_bytes()
+    trace = tmp_path / "trace"
+    counted = _linked(_copy_site(prepared, tmp_path / "counted", **ages))
+    assert counted.run("purge", faulty=("trace:0", str(trace))).returncode == 0
+    ended = _purged(counted, core)
+    assert sorted(ended.values()) == ["no core", "whole", "whole"]
+    for number, step in enumerate(_steps(trace)):
+        site = _linked(_copy_site(prepared, tmp_path / f"{number}", **ages))
+        done = site.run("purge", faulty=(f"{action}:{number}", str(tmp_path / "t")))
+        if action in ("kill", "EINTR", "short"):
+            assert done.returncode == (-9 if action == "kill" else 0), (step, done)
+        before = _purged(site, core)
+        assert set(before) >= set(ended), (step, done)
+        if any((site.root / "staging").iterdir()):
+            assert site.once().returncode == 0  # sweeps what was half removed
+        again = site.run("purge")
+        assert again.returncode == 0, (step, again)
+        assert _purged(site, core) == ended, (step, done, again)
+        assert list((site.root / "staging").iterdir()) == []
+        names = {path.name.partition(".")[0] for path in (site.root / "by-uuid").iterdir()}
+        assert names == {uuid for uuid, kept in ended.items() if kept == "whole"}, (step, done)
+        shutil.rmtree(tmp_path / f"{number}")
+
+
+def _linked(site: Site) -> Site:
+    """Give the cores of a copied site their names in by-uuid."""
+    (site.root / "by-uuid").mkdir(exist_ok=True)
+    for _stage, path in site.dumps():
+        os.link(path / "core.zst", site.root / "by-uuid" / f"{path.name}.core.zst")
+    return site
+
+
+def _purged(site: Site, core: bytes) -> dict[str, str]:
+    """Assert that every dump is whole, or that its record says that its core was removed; return which."""
+    found = {}
+    for stage, path in site.dumps():
+        if stage == "staging":
+            continue
+        document = record.parse((path / "dump.json").read_bytes())
+        there = (path / "core").exists() or (path / "core.zst").exists()
+        assert there or document["core_removed"], path
+        if there:
+            assert kept_core(path) == core
+        assert (path / "snapshot").stat().st_size == document["snapshot"]["size_bytes"]
+        assert (path / "receipt.json").exists()
+        found[path.name] = "whole" if there else "no core"
+    return found

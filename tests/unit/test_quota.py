@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from coresnap.spool import quota, retention, stages
+from coresnap.spool import quota, removal, stages
 from coresnap.spool.quota import QuotaExceeded, Reservation
 from coresnap.spool.stages import Spool
 
@@ -82,7 +82,7 @@ def test_what_is_kept_counts_and_what_goes_does_not(spool: Spool) -> None:
     Reservation(spool, 0, 10 * MIB, MIB).close(kept_bytes=8 * MIB)
     with pytest.raises(QuotaExceeded, match="the spool holds 8388608 bytes"):
         Reservation(spool, 0, 10 * MIB, 3 * MIB)
-    assert retention.recount(spool) == 0
+    assert removal.recount(spool) == 0
     Reservation(spool, 0, 10 * MIB, 3 * MIB).close()
 
 

@@ -33,12 +33,38 @@ class DeliveryValues(SnapshotValues):
 
     purge_age_usec: int = row(
         "purge.age", kinds.Duration(SECOND, 36500 * DAY), "30d", "daemon", """
-        Age at which delivered and failed dumps are removed. What still waits for its snapshot or its delivery is not.
+        Age at which the core of a delivered or given-up dump is removed; a dump without a snapshot goes whole. What still
+        waits for its snapshot or its delivery is not removed, nor is what `coresnap pin` has pinned.
+        """,
+    )
+    purge_snapshot_age_usec: int = row(
+        "purge.snapshot_age", kinds.Duration(SECOND, 36500 * DAY), "90d", "daemon", """
+        Age at which the rest of such a dump is removed: snapshot, asset and record. Less than purge.age is as much as
+        that.
+        """,
+    )
+    purge_protected_age_usec: int = row(
+        "purge.protected_age", kinds.Duration(0, 36500 * DAY), "365d", "daemon", """
+        Age at which the first and the latest dump of each bug are removed, in place of purge.age and
+        purge.snapshot_age. 0 never removes them by age. A bug is a fingerprint, or where there is none an executable and
+        a signal.
+        """,
+    )
+    purge_max_bytes: int = row(
+        "purge.max_bytes", kinds.Bytes(0, 1 << 60), "0", "daemon", """
+        Bytes on the disk down to which delivered and given-up dumps make room, cores before snapshots, delivered before
+        given-up ones, the oldest first. 0 is nine tenths of dump.ceiling, and no limit where that has none.
+        """,
+    )
+    purge_min_free_percent: int = row(
+        "purge.min_free", kinds.Share(0, 99), "12%", "daemon", """
+        Share of the file system of dump.root up to which delivered and given-up dumps make room in the same way. It has
+        to be more than dump.quota, at which no core is kept any more; 0% leaves room to others.
         """,
     )
     purge_disabled: bool = row(
         "purge.disabled", kinds.Flag(), "false", "daemon", """
-        Remove nothing by age.
+        Remove nothing, neither by age nor for room.
         """,
     )
 
