@@ -53,6 +53,7 @@ _REMEDIES = {
     "rate": "`coresnap list` has those that were kept; `coresnap limits` can reset the counts; the settings limit.* say how many",
     "excluded": "change archive.include or archive.exclude, if it is wanted after all",
     "too-large": "raise archive.core_max_bytes, or set it to 0",
+    "purged": "`coresnap pin` keeps a dump; purge.protected_age and the other settings purge.* say how long others are kept",
     "rlimit": "raise it (LimitCORE= of its unit, ulimit -c), or set archive.rlimit_core = ignore",
     "no-spool": "mount its file system, or `coresnapd --prepare` the spool",
     "internal": "this is a mistake in coresnap: report it with this line",
