@@ -241,6 +241,18 @@ def test_units_follow_the_settings(tmp_path: Path, host: Host) -> None:
     assert not list(Path(host.units).glob("*/*.conf"))
 
 
+def test_the_worker_is_given_the_coroner_cf_that_the_settings_name(tmp_path: Path) -> None:
+    file = tmp_path / "coresnap.conf"
+    file.write_text("send.coroner = /etc/50%/coroner.cf\n")
+    lines = units.drop_ins(settings.load(file))[units.SEND_WORKER]
+    assert lines == ["[Service]", "LoadCredential=", "LoadCredential=coroner.cf:/etc/50%%/coroner.cf"]
+    shipped = Path(__file__).parents[2].joinpath("units/coresnap-send@.service").read_text()
+    default = settings.Settings().send_coroner
+    assert f"\nLoadCredential=coroner.cf:{default}\nSetCredential=coroner.cf:#\n" in shipped
+    file.write_text("send.store = https://store.example:6098\n")
+    assert units.drop_ins(settings.load(file)) == {}, "an address is no directory to be written to"
+
+
 def test_the_units_as_shipped_fit_the_settings_as_shipped(tmp_path: Path) -> None:
     file = tmp_path / "coresnap.conf"
     file.write_text("")
