@@ -5,7 +5,8 @@
 DESCRIPTION
     Started by the sender, with a connection on standard input. Over it come messages, each with the open files of one
     dump: its snapshot and what goes with it. For each an answer goes back: delivered, with the store's receipt; later;
-    parked (the store is at fault); or refused (the snapshot is). The store stays open from one message to the next.
+    parked (the store is at fault); or refused (the snapshot is). The store stays open from one message to the next. A
+    worker whose coroner.cf has changed ends, as what it was given of it under systemd cannot.
 
 SECURITY
     This is the program that may use the network. It is never handed a core.
@@ -63,6 +64,10 @@ _FIELDS: dict[str, type] = {
 }
 
 
+#: The answer of a worker that ends, so that its owner has another started.
+_OUTDATED = {"status": "later", "detail": "the coroner.cf has changed", "retry_after_usec": 1_000_000, "scope": "store"}
+
+
 class _Kept:
     """The store, open from one request to the next, as long as they name the same one and it does not fail."""
 
@@ -97,6 +102,16 @@ class _Kept:
         self._store = None
 
 
+def _is_outdated(request: dict[str, Any]) -> bool:
+    """Say whether another worker has to do it, to which the coroner.cf is given as it is now."""
+    scheme, _colon, path = request["store"].partition(":")
+    if scheme != "coroner" or request["command"]:
+        return False
+    from coresnap.store import coroner
+
+    return coroner.is_outdated(path)
+
+
 def _changed_nsec(store: str) -> int:
     """Return when the coroner.cf that a store's name names has changed."""
     try:
@@ -112,11 +127,15 @@ def work(connection: socket.socket) -> int:
         request, fds = received
         try:
             _check(request, fds)
-            answer = _answer(kept, request, dict(zip(request["files"], fds, strict=True)))
+            outdated = _is_outdated(request)
+            files = dict(zip(request["files"], fds, strict=True))
+            answer = dict(_OUTDATED) if outdated else _answer(kept, request, files)
         finally:
             for fd in fds:
                 os.close(fd)
         wire.send(connection, {"version": 1, **answer})
+        if outdated:
+            break
     kept.close()
     return 0
 

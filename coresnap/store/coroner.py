@@ -25,6 +25,7 @@ from __future__ import annotations
 import os
 import re
 import stat
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -103,6 +104,19 @@ def for_service(named: str) -> str:
         return named
 
 
+def is_outdated(named: str) -> bool:
+    """Say whether the file that is named has changed since the service got its credential, which stays as it was."""
+    directory = os.environ.get("CREDENTIALS_DIRECTORY")
+    if not directory:
+        return False
+    try:
+        changed_nsec = os.stat(named).st_ctime_ns
+        given_nsec = os.stat(os.path.join(directory, NAME)).st_mtime_ns
+    except OSError:
+        return False
+    return given_nsec < changed_nsec <= time.time_ns()  # what has changed in the future tells of the clock
+
+
 def for_person(named: str | None) -> str:
     """Return the path of the coroner.cf of somebody at work: the one named, theirs, or the system's. Raises Parked."""
     if named:
@@ -116,26 +130,27 @@ def for_person(named: str | None) -> str:
 
 
 def read(path: str, original: str = "") -> Coroner:
-    """Read a coroner.cf, of which `path` may be a copy for a service's eyes alone: the `original`'s mode is what counts.
+    """Read a coroner.cf, of which `path` may be a copy for a service alone: the `original` is what is told of, and its mode counts.
 
     Raises Parked where it cannot be read, BadSettings naming the line that is wrong.
     """
     try:
+        told = original or path
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
             status = os.fstat(fd)
             if not stat.S_ISREG(status.st_mode):
-                raise Parked(f"{path} is not a regular file")
+                raise Parked(f"{told} is not a regular file")
             data = os.read(fd, _MAX_BYTES + 1)
-            mode = _mode(original or path, status.st_mode)
+            mode = _mode(told, status.st_mode)
         finally:
             os.close(fd)
     except OSError as error:
         hint = "a service reads it as a credential: LoadCredential= of systemd.exec(5)"
-        raise Parked(f"{path}: {error.strerror}", hint=hint if isinstance(error, PermissionError) else "") from error
+        raise Parked(f"{told}: {error.strerror}", hint=hint if isinstance(error, PermissionError) else "") from error
     if len(data) > _MAX_BYTES:
-        raise BadSettings(f"{path}: more than {_MAX_BYTES} bytes")
-    return parse(data, path, mode)
+        raise BadSettings(f"{told}: more than {_MAX_BYTES} bytes")
+    return parse(data, told, mode, os.path.dirname(path))
 
 
 def _mode(path: str, default: int) -> int:
@@ -145,8 +160,8 @@ def _mode(path: str, default: int) -> int:
         return default
 
 
-def parse(data: bytes, path: str, mode: int = 0) -> Coroner:
-    """Read the bytes of a coroner.cf that was found at `path` with this file mode."""
+def parse(data: bytes, path: str, mode: int = 0, beside: str = "") -> Coroner:
+    """Read the bytes of the coroner.cf `path`, of this file mode; relative paths in it are ones in `beside`, else beside it."""
     values: dict[str, tuple[str, int]] = {}
     tokens: dict[str, Secret] = {}
     for number, section, key, value in _lines(data, path):
@@ -162,7 +177,7 @@ def parse(data: bytes, path: str, mode: int = 0) -> Coroner:
             tokens[key] = Secret(value)
         else:
             raise BadSettings(f"{where}: the token of {printable(key)} is none: hexadecimal digits expected")
-    reader = _Values(values, path)
+    reader = _Values(values, path, beside or os.path.dirname(path))
     verify_peer, verify_host = reader.flag("curl.ssl_verifypeer"), reader.flag("curl.ssl_verifyhost")
     warnings = []
     if mode & 0o004 and tokens:
@@ -217,9 +232,10 @@ def _lines(data: bytes, path: str) -> Iterator[tuple[int, str | None, str, str]]
 class _Values:
     """The values of a file, by their keys, each read as what it must be."""
 
-    def __init__(self, values: dict[str, tuple[str, int]], path: str) -> None:
+    def __init__(self, values: dict[str, tuple[str, int]], path: str, beside: str) -> None:
         self._values = values
         self._path = path
+        self._beside = beside
 
     def text(self, key: str) -> str:
         return self._values.get(key, ("", 0))[0]
@@ -232,7 +248,7 @@ class _Values:
 
     def file(self, key: str) -> str:
         value = self.text(key)
-        return os.path.join(os.path.dirname(self._path), value) if value else ""
+        return os.path.join(self._beside, value) if value else ""
 
     def usec(self, key: str, default: int) -> int:
         value, number = self._values.get(key, ("", 0))

@@ -15,6 +15,7 @@ import pytest
 from coresnap.ground import program, wire
 from coresnap.spool.stages import new_uuid
 from coresnap.store import Receipt
+from tests.support.lying_store import LyingStore
 from tests.support.workers import Worker
 
 SNAPSHOT, ASSETS = b'{"snapshot": 1}', b"assets"
@@ -116,6 +117,38 @@ def test_a_store_that_is_mended_is_used_again(worker: Worker, fds: list[int], tm
     assert _status(worker.ask(_request(tmp_path), fds)) == "parked"
     (tmp_path / "store").unlink()
     assert _status(worker.ask(_request(tmp_path), fds)) == "delivered"
+
+
+def test_a_worker_whose_coroner_cf_has_changed_ends(tmp_path: Path, fds: list[int]) -> None:
+    """Under systemd what it was given of the file stays as it was; its owner has another one started."""
+    named, given = tmp_path / "coroner.cf", tmp_path / "credentials"
+    given.mkdir()
+    with LyingStore() as first, LyingStore() as second:
+        for store in (first, second):
+            # What stands for systemd's copy is later than the file, as systemd's is.
+            for path in (named, given / "coroner.cf"):
+                path.write_text(f"write = {store.address}\nproject = {PRIVATE}{PRIVATE}\n")
+            named.chmod(0o600)
+            os.utime(given / "coroner.cf", ns=(0, named.stat().st_ctime_ns))
+            running = Worker(CREDENTIALS_DIRECTORY=str(given))
+            asked = _request(tmp_path, store=f"coroner:{named}", uuid=new_uuid())
+            report = tmp_path / "report"
+            report.write_bytes(b'{"uuid": "%s"}' % asked["uuid"].encode())
+            fd = os.open(report, os.O_RDONLY)
+            told = {"size_bytes": report.stat().st_size, "sha256": hashlib.sha256(report.read_bytes()).hexdigest()}
+            request = {**asked, "files": ["snapshot"], "snapshot": told}
+            assert _status(running.ask(request, [fd])) == "delivered"
+            assert len(store.objects) == 1
+            os.utime(given / "coroner.cf", ns=(0, named.stat().st_ctime_ns - 1))  # it was given before the file changed
+            assert running.ask(request, [fd]) == {
+                "version": 1,
+                "status": "later",
+                "detail": "the coroner.cf has changed",
+                "retry_after_usec": 1_000_000,
+                "scope": "store",
+            }
+            os.close(fd)
+            assert running.end() == (0, "")
 
 
 def test_another_client(worker: Worker, fds: list[int], tmp_path: Path) -> None:

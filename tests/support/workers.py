@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 from typing import Any
@@ -13,7 +14,8 @@ from coresnap.ground import program, wire
 class Worker:
     """A worker and the owner's end of its connection."""
 
-    def __init__(self) -> None:
+    def __init__(self, **environment: str) -> None:
+        """Start a worker, with these variables more."""
         self.connection, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self.process: subprocess.Popen[str] = subprocess.Popen(
@@ -22,6 +24,7 @@ class Worker:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
+                env=os.environ | environment,
             )
 
     def ask(self, request: dict[str, Any], fds: list[int]) -> dict[str, Any] | None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -122,7 +123,7 @@ def test_a_services_credential_goes_first(tmp_path: Path, monkeypatch: pytest.Mo
     credential.chmod(0o400)
     Path(named).write_text("x")
     Path(named).chmod(0o644)
-    assert coroner.read(str(credential), named).warnings
+    assert named in coroner.read(str(credential), named).warnings[0]
     Path(named).chmod(0o600)
     assert not coroner.read(str(credential), named).warnings
 
@@ -138,6 +139,22 @@ def test_a_persons_own_goes_before_the_systems(tmp_path: Path, monkeypatch: pyte
     (tmp_path / ".coroner.cf").touch()
     assert coroner.for_person(None) == str(tmp_path / ".coroner.cf")
     assert coroner.for_person("/named") == "/named"
+
+
+def test_a_file_that_has_changed_in_the_future_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The clock was set back since: no worker would ever have it as it is."""
+    named, credential = tmp_path / "named", tmp_path / "coroner.cf"
+    assert not coroner.is_outdated(str(named))
+    named.touch()
+    credential.touch()
+    os.utime(credential, ns=(0, 0))
+    assert not coroner.is_outdated(str(named)), "no service"
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+    assert coroner.is_outdated(str(named))
+    monkeypatch.setattr(time, "time_ns", lambda: named.stat().st_ctime_ns - 1)
+    assert not coroner.is_outdated(str(named))
 
 
 # Addresses.
