@@ -33,6 +33,7 @@ COMMANDS = {
     "import": ("import_core", "take cores that lie about into the spool"),
     "symbols": ("symbols", "fetch debug files, so that stacks have names"),
     "status": ("status", "tell how full the stages are, and who gets the kernel's cores"),
+    "metrics": ("metrics", "print metrics for Prometheus"),
     "config": ("config", "print, check or compile the configuration"),
 }
 

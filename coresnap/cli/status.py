@@ -1,8 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tell how coresnap stands: the stages, the room that is left, what was not kept, who gets the kernel's cores.
 
---json prints one object: root, stages (dumps, disk_bytes, oldest_usec of each), free_bytes, total_bytes, keep_bytes
-(what dump.quota keeps free), ceiling_bytes, ledger (entries, last), foreign, core_pattern, core_pattern_is_ours.
+Of the stores, and of projects that one of them refuses, it tells what the sender knows: up, waiting (it could not be reached)
+or parked (somebody has to mend something), since when, and when it is tried next.
+
+--json prints one object: root, stages (dumps, disk_bytes, oldest_usec, latest_usec of each), free_bytes, total_bytes, keep_bytes
+(what dump.quota keeps free), ceiling_bytes, stores (store, project, state, since_usec, next_try_usec, failures, delivered, failed,
+detail of each), ledger (entries, last), foreign, core_pattern, core_pattern_is_ours.
 
 examples:
   coresnap status
@@ -12,21 +16,24 @@ examples:
 from __future__ import annotations
 
 import os
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from coresnap.cli import dumps, kernel, losses, terminal, words
-from coresnap.ground import durable, settings
+from coresnap.ground import settings
+from coresnap.ground.errors import BadInput
 from coresnap.ground.text import human_bytes, printable
-from coresnap.spool import stages
-from coresnap.spool.stages import Dump
+from coresnap.spool import index, inventory, outlook, stages
 
 if TYPE_CHECKING:
     import argparse
 
     from coresnap.ground.settings import Settings
+    from coresnap.spool.inventory import Inventory
     from coresnap.spool.stages import Spool
 
 _FOREIGN_MOST = 100
+_STORES_MOST = 20
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,40 +56,43 @@ def run(args: argparse.Namespace) -> int:
 def _gather(spool: Spool, loaded: Settings) -> dict[str, Any]:
     disk = os.fstatvfs(spool.root_fd)
     total_bytes = disk.f_blocks * disk.f_frsize
-    entries = dumps.look_all(spool, stages.STAGES)
+    entries = inventory.take(spool, index.SEEN)
     found = losses.read(spool.path, spool)
     pattern, ours = kernel.core_pattern()
     return {
         "root": spool.path,
-        "stages": {stage: _stage(spool, stage, entries) for stage in stages.STAGES},
+        "stages": {stage: stage_of(entries, stage) for stage in stages.STAGES},
         "free_bytes": disk.f_bavail * disk.f_frsize,
         "total_bytes": total_bytes,
         "keep_bytes": total_bytes * loaded.dump_quota_percent // 100,
         "ceiling_bytes": loaded.dump_ceiling_bytes,
+        "stores": stores(spool),
         "ledger": {"entries": len(found), "last": found[-1] if found else None},
-        "foreign": sorted(spool.foreign())[:_FOREIGN_MOST],
+        "foreign": sorted(entries.foreign)[:_FOREIGN_MOST],
         "core_pattern": pattern,
         "core_pattern_is_ours": ours,
     }
 
 
-def _stage(spool: Spool, stage: str, entries: list[dumps.Entry]) -> dict[str, Any]:
-    here = [entry for entry in entries if entry.stage == stage]
+def stage_of(found: Inventory, stage: str) -> dict[str, Any]:
+    """Return how many dumps are in a stage, what they take on the disk, and of when they are."""
+    here = found.part(stage)
+    times = found["time_usec"][here]
     return {
-        "dumps": len(here),
-        "disk_bytes": sum(_disk_bytes(spool, entry) for entry in here),
-        "oldest_usec": min((entry.time_usec for entry in here), default=None),
+        "dumps": len(times),
+        "disk_bytes": sum(found["disk_bytes"][here]),
+        "oldest_usec": min(times, default=None),
+        "latest_usec": max(times, default=None),
     }
 
 
-def _disk_bytes(spool: Spool, entry: dumps.Entry) -> int:
-    """Return what the dump really takes; nothing where it has just moved, or may not be looked into."""
+def stores(spool: Spool) -> list[dict[str, Any]]:
+    """Return how the stores stand, as the sender has it; where that cannot be read a note says so."""
     try:
-        fd = durable.open_directory(entry.uuid, spool.stage_fds[entry.stage])
-        with Dump(entry.uuid, entry.stage, fd) as dump:
-            return dump.disk_bytes()
-    except OSError:
-        return 0
+        return [asdict(standing) for standing in outlook.read(spool.root_fd)]
+    except (BadInput, OSError) as error:
+        terminal.note(f"{outlook.NAME}: {error}: how the stores stand is not shown")
+        return []
 
 
 def _print(known: dict[str, Any], loaded: Settings) -> None:
@@ -93,6 +103,7 @@ def _print(known: dict[str, Any], loaded: Settings) -> None:
             ("spool", printable(known["root"])),
             *((stage, _held(held)) for stage, held in known["stages"].items()),
             ("room", _room(known, loaded)),
+            *(("store", _store(store)) for store in known["stores"][:_STORES_MOST]),
             ("ceiling", f"{human_bytes(known['ceiling_bytes'])} (dump.ceiling)" if known["ceiling_bytes"] else ""),
             ("not kept", _lost(known["ledger"])),
             ("foreign", foreign),
@@ -105,7 +116,24 @@ def _held(held: dict[str, Any]) -> str:
     if not held["dumps"]:
         return "empty"
     count = "1 dump" if held["dumps"] == 1 else f"{held['dumps']} dumps"
-    return f"{count}, {human_bytes(held['disk_bytes'])}, the oldest {words.ago(held['oldest_usec'])}"
+    return f"{count}, {human_bytes(held['disk_bytes'])}, {_ages(held)}"
+
+
+def _ages(held: dict[str, Any]) -> str:
+    oldest, latest = words.ago(held["oldest_usec"]), words.ago(held["latest_usec"])
+    return f"of {oldest}" if oldest == latest else f"the oldest {oldest}, the latest {latest}"
+
+
+def _store(store: dict[str, Any]) -> str:
+    """Return in words how a store stands, or one project of it."""
+    what = printable(store["store"], 200) + (
+        f", project {printable(store['project'], 100)}" if store["project"] else ""
+    )
+    if store["state"] == outlook.UP:
+        return f"{what}: up, {store['delivered']} delivered"
+    state = terminal.paint(store["state"], terminal.RED)
+    next_try = f", next try {words.ago(store['next_try_usec'])}" if store["next_try_usec"] is not None else ""
+    return f"{what}: {state} since {words.ago(store['since_usec'])}{next_try}: {printable(store['detail'], 300)}"
 
 
 def _room(known: dict[str, Any], loaded: Settings) -> str:

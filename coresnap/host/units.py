@@ -18,7 +18,7 @@ from coresnap.host.pattern import Host
 CAPTURE = "coresnap-archive.service"
 PROCESSOR, SENDER = "coresnap-processor.service", "coresnap-sender.service"
 PROCESS_WORKER, SEND_WORKER = "coresnap-process@.service", "coresnap-send@.service"
-PURGE = "coresnap-purge.service"
+PURGE, METRICS = "coresnap-purge.service", "coresnap-metrics.service"
 QUERY = "coresnap-query@.service"
 SYMBOLS, SYMBOLS_WANTED = "coresnap-symbols.service", "coresnap-symbols-wanted.service"
 PROCESS_SOCKET, SEND_SOCKET = "coresnap-process.socket", "coresnap-send.socket"
@@ -33,7 +33,7 @@ CAPTURING = [*CAPTURE_SOCKETS, CAPTURE]
 #: All that coresnapd.service has had started. A target's stop is its members', and capture is no member: it outlives shutdown.
 ALL = ["coresnap.target", *CAPTURING]
 _DROP_IN = "50-settings.conf"
-_SPOOLING = (CAPTURE, PROCESSOR, SENDER, PURGE, HOOKS)
+_SPOOLING = (CAPTURE, PROCESSOR, SENDER, PURGE, METRICS, HOOKS)
 #: What a worker takes beside what its command may take.
 _WORKER_BYTES = 256 << 20
 _SPARE_SECONDS = 60
@@ -62,6 +62,8 @@ def drop_ins(settings: Settings) -> dict[str, list[str]]:
             add(unit, "Service", f"User={settings.dump_user}", f"Group={settings.dump_group}")
         for unit in (PROCESS_SOCKET, SEND_SOCKET, HOOK_SOCKET):
             add(unit, "Socket", f"SocketUser={settings.dump_user}")
+    if settings.metrics_textfile:
+        add(METRICS, "Service", f"ReadWritePaths=-{_quoted(os.path.dirname(settings.metrics_textfile))}")
     if settings.snapshot_memory_bytes != default.snapshot_memory_bytes:
         add(PROCESS_WORKER, "Service", f"MemoryMax={settings.snapshot_memory_bytes + _WORKER_BYTES}")
     if _process_seconds(settings) != _process_seconds(default):

@@ -104,6 +104,12 @@ class Inventory(Columns):
             column.append(value)
         rows.uuids.append(uuid)
 
+    def part(self, stage: str) -> slice:
+        """Return which rows are the stage's."""
+        at = SEEN.index(stage)
+        start = sum(self.counts[:at])
+        return slice(start, start + self.counts[at])
+
     def stage_numbers(self) -> bytes:
         """Return for each dump the number of its stage in SEEN."""
         return b"".join(bytes([number]) * count for number, count in enumerate(self.counts))

@@ -2,8 +2,8 @@
 """The ledger: one line for every crash whose core was not kept, and why.
 
 `<dump.root>/ledger` is a ring of lines of fixed length, written in place: its space is taken once, so that a full disk
-can still be put on record, and it never grows. Line 0 says how many lines have ever been written; line 1 + n % LINES is
-entry n, a JSON object padded with blanks. It can be read with any pager.
+can still be put on record, and it never grows. Line 0 says how many lines have ever been written, and how many for each
+reason; line 1 + n % LINES is entry n, a JSON object padded with blanks. It can be read with any pager.
 
 What the settings do not want (reasons of UNWANTED) has a ring of its own, `ledger.unwanted`: a program that crashes again and
 again does not push out what was lost. There the crashes that a limit left out carry how many those were by then, and are
@@ -73,9 +73,11 @@ def append(dir_fd: int, reason: str, detail: str, uuid: str = "", victim: "Entry
     entry = {"time_usec": time.time_ns() // 1000, "reason": reason, "detail": detail, "uuid": uuid, **known}
     fd = _open(dir_fd, UNWANTED_NAME if reason in UNWANTED else NAME)
     try:
-        number = _count(fd)
+        number, totals = _head(fd)
         durable.pwrite(fd, _line(entry, number), (1 + number % LINES) * LINE_BYTES)
-        durable.pwrite(fd, f"{number + 1}".encode().ljust(LINE_BYTES - 1) + b"\n", 0)
+        totals[reason] = totals.get(reason, 0) + 1
+        head = " ".join([f"{number + 1}", *(f"{name}={total}" for name, total in totals.items())])
+        durable.pwrite(fd, head.encode().ljust(LINE_BYTES - 1) + b"\n", 0)
         if is_told(known.get("count", 0)):
             durable.sync(fd)
     finally:
@@ -104,12 +106,37 @@ def prepare(dir_fd: int, uid: int = -1, gid: int = -1) -> None:
         os.close(fd)
 
 
-def _count(fd: int) -> int:
-    """Return how many entries have been written; a crash between an entry and the count leaves the count one behind."""
-    head = os.pread(fd, LINE_BYTES, 0).strip()
-    number = int(head) if head.isdigit() and len(head) < 20 else 0
+def _head(fd: int) -> "tuple[int, dict[str, int]]":
+    """Return how many entries have been written, and of each reason; a crash between an entry and this line leaves it behind."""
+    first, *rest = os.pread(fd, LINE_BYTES, 0).decode("ascii", "replace").split() or ["0"]
+    number = int(first) if first.isdigit() and len(first) < 20 else 0
+    totals = {}
+    for word in rest:
+        reason, _equals, total = word.partition("=")
+        if reason in REASONS and total.isdigit() and len(total) < 20:
+            totals[reason] = int(total)
     entry = _parse(os.pread(fd, LINE_BYTES, (1 + number % LINES) * LINE_BYTES))
-    return number + 1 if entry and entry.get("n") == number else number
+    if entry and entry["n"] == number:
+        if entry["reason"] in REASONS:
+            totals[entry["reason"]] = totals.get(entry["reason"], 0) + 1
+        number += 1
+    return number, totals
+
+
+def totals(dir_fd: int) -> "dict[str, int]":
+    """Return how many cores have ever been put on record by each reason, those included that the ring has lost since."""
+    found = dict.fromkeys(REASONS, 0)
+    for name in (NAME, UNWANTED_NAME):
+        try:
+            fd = durable.open_regular(dir_fd, name)
+        except (FileNotFoundError, BadInput):
+            continue
+        try:
+            for reason, total in _head(fd)[1].items():
+                found[reason] += total
+        finally:
+            os.close(fd)
+    return found
 
 
 def _line(entry: "Entry", number: int) -> bytes:

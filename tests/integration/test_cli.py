@@ -719,7 +719,7 @@ def test_status_counts_what_is_there(made: Made) -> None:
     assert status["stages"]["pending"]["oldest_usec"] == 1000
     blocks = sum(file.stat().st_blocks for file in made.path("failed", B).iterdir())
     assert status["stages"]["failed"]["disk_bytes"] == blocks * 512
-    assert status["stages"]["sending"] == {"dumps": 0, "disk_bytes": 0, "oldest_usec": None}
+    assert status["stages"]["sending"] == {"dumps": 0, "disk_bytes": 0, "oldest_usec": None, "latest_usec": None}
     assert status["ledger"]["entries"] == 1
     assert status["ledger"]["last"]["reason"] == "quota"
     assert status["core_pattern"] == Path("/proc/sys/kernel/core_pattern").read_text().removesuffix("\n")

@@ -19,6 +19,7 @@ _EXPOSURE = {
     "coresnap-processor.service": 1.2,
     "coresnap-sender.service": 1.2,
     "coresnap-purge.service": 1.2,
+    "coresnap-metrics.service": 1.2,
     "coresnap-query@.service": 1.2,
     "coresnap-hooks.service": 1.2,
     "coresnap-hook@.service": 1.5,

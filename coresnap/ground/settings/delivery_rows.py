@@ -68,6 +68,13 @@ class DeliveryValues(SnapshotValues):
         """,
     )
 
+    metrics_textfile: str = row(
+        "metrics.textfile", kinds.PATH_OR_NONE, "", "daemon", """
+        File that coresnap-metrics.timer keeps `coresnap metrics` in, for node_exporter's textfile collector, such as
+        /var/lib/prometheus/node-exporter/coresnap.prom. Empty is none. dump.user has to be able to write in its directory.
+        """,
+    )
+
     send_command: tuple[str, ...] = row(
         "send.command", kinds.Argv("SBaPt", may_be_empty=True), "", "send", """
         Command that delivers a snapshot in place of coresnap itself, such as `/opt/backtrace/bin/coroner -c

@@ -76,6 +76,7 @@ class Text(Kind):
 
 
 PATH = Text(r"/[^\x00-\x1f\x7f]*", "an absolute path")
+PATH_OR_NONE = Text(rf"({PATH.pattern})?", "an absolute path, or empty")
 USER = Text(r"[A-Za-z_][A-Za-z0-9_.-]{0,30}[$]?|0|[1-9][0-9]{0,8}|[1-3][0-9]{9}", "the name or number of a user")
 GROUP = Text(USER.pattern, "the name or number of a group")
 #: No address that could have a token in it: the configuration is for everybody to read.
