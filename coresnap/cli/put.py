@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-u", dest="unlink", action="store_true", help="remove the file once the store has it")
     parser.add_argument("--store", metavar="ADDRESS", help="deliver to this store")
     parser.add_argument(
-        "--format", metavar="FORMAT", default="", help="json, btt, minidump, …; else what its bytes say"
+        "--format", metavar="FORMAT", default="", help="json, btt, minidump and others; else what its bytes say"
     )
     parser.add_argument("--attach", metavar="NAME=FILE", action="append", default=[], help="a file that goes with it")
     parser.add_argument("--kv", metavar="KEY=VALUE", action="append", default=[], help="an attribute that goes with it")
