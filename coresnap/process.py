@@ -29,10 +29,12 @@ if __name__ == "__main__":
     sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
 
 import re
+import secrets
 import time
 from typing import Any
 
 from coresnap.ground import durable
+from coresnap.ground.clock import Clock
 from coresnap.ground.log import CRITICAL, Log
 from coresnap.ground.program import argv_of
 from coresnap.ground.settings import Settings
@@ -66,6 +68,12 @@ class Processing:
         self.attempts = settings.snapshot_attempts
         self.limit_usec = 2 * settings.snapshot_timeout_usec + settings.defaults_timeout_usec + _GRACE_USEC
         self.owner = settings.dump_owner()
+
+    def enter(self, _spool: Spool, _clock: Clock) -> None:
+        """Need nothing of them."""
+
+    def rest(self, *, last: bool) -> None:
+        """Nothing is left to do."""
 
     def store(self) -> None:
         """Return none: a snapshot stays here."""
@@ -129,6 +137,8 @@ class Processing:
                 _take_compressed(dump, core)
             else:
                 durable.unlink(dump.fd, COMPRESSED)
+        if document["failure"] is None:
+            document["next_try_usec"] = self._first_send_usec()
         if document["journaled_usec"] is not None:
             return
         name = CORE if core["compressed_bytes"] is None else COMPRESSED
@@ -141,6 +151,13 @@ class Processing:
         fields = coredump.fields(document, path, evidence if isinstance(evidence, dict) else {})
         if self.log.entry(CRITICAL, coredump.message(document), fields):
             document["journaled_usec"] = time.time_ns() // 1000
+
+    def _first_send_usec(self) -> int | None:
+        """Return when the snapshot is sent for the first time: a fleet that crashes at once does not come to its store at once."""
+        settings = self.settings
+        if settings.send_command or not settings.send_jitter_usec or settings.store_address().startswith("file:"):
+            return None
+        return time.time_ns() // 1000 + secrets.randbelow(settings.send_jitter_usec)
 
     def shed(self, spool: Spool, dump: Dump, document: Record) -> None:
         """Unlink the core that has been compressed."""

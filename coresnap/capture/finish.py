@@ -201,6 +201,7 @@ def _record(capture: Capture, dump: Dump, core: "dict[str, object]", assets: "di
         "journaled_usec": None,
         "pinned_usec": None,
         "core_removed": None,
+        "sent_small": None,
         "attempts": {"process": 0, "send": 0},
         "next_try_usec": None,
         "failure": None,

@@ -68,6 +68,7 @@ class Owner:
                 most_usec=trade.last_retry_usec,
                 chance=chance,
             )
+        trade.enter(spool, self.clock)
         self.conclusion = Conclusion(spool, trade, self.line, self.outlook, self.clock, chance)
 
     def run(self, caught: Signals, *, once: bool, linger_usec: int | None = None) -> None:
@@ -88,7 +89,7 @@ class Owner:
                     if busy or self.line.known:
                         idle_since_usec = self.clock.now_usec()
                     if not busy:
-                        self._settle()
+                        self._settle(last=False)
                     if once and not busy:
                         return
                     self._show(busy)
@@ -107,7 +108,7 @@ class Owner:
             finally:
                 for worker in list(self.workers.all):
                     self.workers.end(worker)
-                self._settle()
+                self._settle(last=True)
                 if self.outlook:
                     self.outlook.write_counts(now=True)
 
@@ -208,10 +209,11 @@ class Owner:
             self.said = None
             self._start(worker, uuid, touched=touched)
 
-    def _settle(self) -> None:
+    def _settle(self, *, last: bool) -> None:
         """Have all on the disk, now that there is time for it."""
         try:
             self.conclusion.sync_moves()
+            self.trade.rest(last=last)
         except OSError as error:
             self.tell(self.trade.stage, None, Verdict("parked", _line(error)), self.trade.next_stage)
 
@@ -250,10 +252,16 @@ class Owner:
             worker.started_usec = self.clock.now_usec()
             worker.deadline_usec = worker.started_usec + self.trade.limit_usec
             job = self.trade.request(dump, document)
-        except (CoresnapError, OSError) as error:
+        except CoresnapError as error:
             worker.dump = None
             dump.close()
             self._leave(uuid, error)
+            return
+        except OSError as error:  # a full disk, say
+            worker.dump = None
+            dump.close()
+            self.line.schedule(uuid, self.clock.now_usec() + self.trade.first_retry_usec)
+            self.tell(uuid, None, Verdict("later", _line(error), self.trade.first_retry_usec), self.trade.stage)
             return
         if isinstance(job, Verdict):
             self._conclude(worker, {"verdict": job})
@@ -289,10 +297,10 @@ class Owner:
             return True
         return False
 
-    def _leave(self, uuid: str, error: CoresnapError | OSError) -> None:
+    def _leave(self, uuid: str, error: CoresnapError) -> None:
         """Say once what is wrong with a dump that stays where it is, untouched; a restart, or a touch, looks at it again."""
         self.line.leave(uuid)
-        self.tell(uuid, None, Verdict("parked", _line(error)), self.trade.stage)
+        self.tell(uuid, None, Verdict("parked", error.line()), self.trade.stage)
 
     def _take_answer(self, worker: Worker) -> None:
         try:

@@ -83,6 +83,7 @@ FIELDS: "dict[str, Any]" = {
     "journaled_usec": _INT_OR_NULL,
     "pinned_usec": _INT_OR_NULL,
     "core_removed": _Optional({"time_usec": _INT, "why": _STR}),
+    "sent_small": _INT_OR_NULL,
     "attempts": {"process": _INT, "send": _INT},
     "next_try_usec": _INT_OR_NULL,
     "failure": _Optional({"reason": _STR, "detail": _STR}),
@@ -90,7 +91,7 @@ FIELDS: "dict[str, Any]" = {
 }
 
 #: What a record from before there was such a field has in it.
-_ADDED = {"fingerprint": None, "reader_uid": None, "pinned_usec": None, "core_removed": None}
+_ADDED = {"fingerprint": None, "reader_uid": None, "pinned_usec": None, "core_removed": None, "sent_small": None}
 
 
 def parse(data: bytes) -> "Record":

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+from coresnap.ground.clock import Clock
 from coresnap.spool.record import Record
 from coresnap.spool.stages import Dump, Spool
 
@@ -41,6 +42,12 @@ class Trade(Protocol):
     limit_usec: int  #: after which a worker that has not answered is killed
     attempts: int  #: after how many a dump is given up on; 0 for never
     owner: tuple[int, int, int]  #: mode, uid and gid of what is written into a dump
+
+    def enter(self, spool: Spool, clock: Clock, /) -> None:
+        """Learn whose dumps they are, and by what clock."""
+
+    def rest(self, *, last: bool) -> None:
+        """Do what can wait until no dump is at work; `last`: the owner ends. Raises OSError."""
 
     def store(self) -> str | None:
         """Return the name of the store that the stage's dumps go to now; None where they go to none."""

@@ -102,6 +102,8 @@ class Delivery:
     token: Secret | None = field(default=None, repr=False)
     #: Names and values that the store is told beside what the snapshot says; a store may have no place for them.
     attributes: tuple[tuple[str, str], ...] = ()
+    #: The checksum of what an earlier attempt may have stored in place of this; empty: nothing else.
+    before_sha256: str = ""
     #: The snapshot's format; empty: as its first bytes tell.
     format: str = ""
 

@@ -68,7 +68,7 @@ class FileStore:
         with self._told(), self._locked() as store_fd:
             project_fd = _directory(store_fd, delivery.project)
             try:
-                already_there = self._put(store_fd, project_fd, delivery, total_bytes)
+                stored = self._put(store_fd, project_fd, delivery, total_bytes)
             finally:
                 os.close(project_fd)
         return Receipt(
@@ -77,9 +77,9 @@ class FileStore:
             project=delivery.project,
             object=f"{delivery.project}/{delivery.uuid}.{_SNAPSHOT}",
             acknowledged_usec=time.time_ns() // 1000,
-            size_bytes=delivery.size_bytes,
-            sha256=delivery.sha256,
-            already_there=already_there,
+            size_bytes=stored[0] if stored else delivery.size_bytes,
+            sha256=stored[1] if stored else delivery.sha256,
+            already_there=stored is not None,
         )
 
     @contextmanager
@@ -105,13 +105,13 @@ class FileStore:
         finally:
             os.close(store_fd)
 
-    def _put(self, store_fd: int, project_fd: int, delivery: Delivery, total_bytes: int) -> bool:
-        """Have the snapshot in the store, durably; return whether it was there before."""
+    def _put(self, store_fd: int, project_fd: int, delivery: Delivery, total_bytes: int) -> tuple[int, str] | None:
+        """Have the snapshot in the store, durably; return size and checksum of what was there before, if anything was."""
         name = f"{delivery.uuid}.{_SNAPSHOT}"
-        already_there = durable.exists(project_fd, name)
-        if already_there:
-            stored = _stored_digest(project_fd, name)
-            if stored != delivery.sha256:
+        there = _size_and_digest(project_fd, name) if durable.exists(project_fd, name) else None
+        if there:
+            stored = there[1]
+            if stored not in (delivery.sha256, delivery.before_sha256):
                 raise StoreRefused(
                     f"store file:{self.path} has another snapshot of {delivery.uuid}: {stored}, not {delivery.sha256}"
                 )
@@ -124,7 +124,7 @@ class FileStore:
             self._changed_nsec = _changed_nsec(store_fd)
         # Also for what was there: the put that brought it may have been killed just before this.
         durable.sync(project_fd)
-        return already_there
+        return there
 
     def _make_room(self, store_fd: int, wanted_bytes: int) -> None:
         """Remove what is too old, then the oldest, until the new one fits under the cap.
@@ -220,10 +220,10 @@ def _digest(fd: int) -> str:
     return digest.hexdigest()
 
 
-def _stored_digest(dir_fd: int, name: str) -> str:
+def _size_and_digest(dir_fd: int, name: str) -> tuple[int, str]:
     fd = durable.open_regular(dir_fd, name)
     try:
-        return _digest(fd)
+        return os.fstat(fd).st_size, _digest(fd)
     finally:
         os.close(fd)
 

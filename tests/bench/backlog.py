@@ -74,8 +74,9 @@ def hour(work: Path, runs: int) -> list[Figure]:
     once = seen.offered == [1] * 1000
     figure = f"{probes}; {after_usec / 1e6:.0f} s"
     detail = (
-        f"{seen.first_tries} requests until it was known to be down, {len(seen.asked_usec)} in the hour, each dump offered once after it: {'yes' if once else 'NO'}; the hour is "
-        "the test's (tests/support/outage.py), the deliveries after it take as long as they take"
+        f"{seen.first_tries} requests until it was known to be down, {len(seen.asked_usec)} in the hour, each dump offered "
+        f"once after it: {'yes' if once else 'NO'}; the hour is the test's (tests/support/outage.py), the deliveries after it "
+        "take as long as they take"
     )
     return [Figure(OUTAGE, OUTAGE_BAR, verdict(probes <= 1 and once and after_usec <= 2 * MINUTE), figure, detail)]
 

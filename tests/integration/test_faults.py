@@ -8,10 +8,12 @@ stage, or on record; after a restart, everything is delivered, exactly once.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -69,16 +71,30 @@ def test_archive(tmp_path: Path, real_core: Path, action: str) -> None:
         assert site.ledger() == []
 
 
-def _walk(tmp_path: Path, prepared: Site, core: bytes, program: str, action: str, only: str = "") -> None:
+def _nothing_more(_site: Site) -> None:
+    pass
+
+
+def _walk(
+    tmp_path: Path,
+    prepared: Site,
+    core: bytes,
+    program: str,
+    action: str,
+    only: str = "",
+    more: Callable[[Site], None] = _nothing_more,
+) -> None:
     """Run a stage's owner, or its worker, with the fault at each of its steps; each time restart and look."""
     words = ("--only", only) if only else ()
     trace = tmp_path / "trace"
     counted = _copy_site(prepared, tmp_path / "counted")
+    more(counted)
     assert counted.run(program, "--once", faulty=(*words, "trace:0", str(trace))).returncode == 0
     steps = _steps(trace)
     assert "fsync" in {step.split()[0] for step in steps}
     for number, step in enumerate(steps):
         site = _copy_site(prepared, tmp_path / f"{number}")
+        more(site)
         done = site.run(program, "--once", faulty=(*words, f"{action}:{number}", str(tmp_path / "t")))
         if action == "kill" and not only:
             assert done.returncode == -9, (step, done)
@@ -97,8 +113,6 @@ def _make_due(path: Path) -> None:
     """Let the back-off of a failed attempt pass, as what is forgotten of the stores does for theirs."""
     document = record.parse((path / "dump.json").read_bytes())
     document["next_try_usec"] = None
-    import json
-
     (path / "dump.json").write_text(json.dumps(document))
 
 
@@ -116,6 +130,29 @@ def test_send(tmp_path: Path, real_core: Path, action: str) -> None:
     assert prepared.run("process", "--once").returncode == 0
     assert prepared.stages() == ["sending"]
     _walk(tmp_path, prepared, real_core.read_bytes(), "send", action)
+
+
+@pytest.mark.parametrize("action", ["kill", "ENOSPC"])
+@pytest.mark.parametrize("forgets", [False, True])
+def test_send_small(tmp_path: Path, real_core: Path, action: str, forgets: bool) -> None:
+    """A report that is sent small stays so, or is found in the store whole, where the count was lost with the sender."""
+    prepared = Site(tmp_path / "prepared")
+    assert prepared.archive(real_core).returncode == 0
+    assert prepared.run("process", "--once").returncode == 0
+    ((_stage, path),) = prepared.dumps()
+    bug = record.parse((path / "dump.json").read_bytes())["fingerprint"]
+
+    def more(site: Site) -> None:
+        site.settings.write_text(site.settings.read_text() + "send.whole_per_day = 1\n")
+        counts = {"version": 1, "day": time.time_ns() // 86_400_000_000_000, "counts": {bug[:16]: 7}}
+        if forgets:  # it was sent whole, and the sender was killed before it knew
+            site.run("send", "--once").check_returncode()
+            ((_stage, path),) = site.dumps()
+            (path / "receipt.json").unlink()
+            path.rename(site.root / "sending" / path.name)
+        (site.root / "sent.json").write_text(json.dumps(counts))
+
+    _walk(tmp_path, prepared, real_core.read_bytes(), "send", action, more=more)
 
 
 @pytest.mark.parametrize("action", ACTIONS)

@@ -56,6 +56,7 @@ def _request(tmp_path: Path, **changes: Any) -> dict[str, Any]:
         "command": [],
         "timeout_usec": 10_000_000,
         "snapshot": {"size_bytes": len(SNAPSHOT), "sha256": hashlib.sha256(SNAPSHOT).hexdigest()},
+        "small": 0,
         **changes,
     }
 
@@ -211,6 +212,8 @@ def _snapshot(**changes: Any) -> dict[str, Any]:
         {"store_max_bytes": 1 << 64},
         {"store_max_age_usec": 1.5},
         {"timeout_usec": 0},
+        {"small": -1},
+        {"small": True},
         {"command": [1]},
         {"command": ["/bin/echo", "a\0b"]},
         {"command": "/bin/echo"},

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,10 @@ import pytest
 from coresnap.ground import settings
 from coresnap.ground.log import Log
 from coresnap.send import Sending
-from coresnap.spool import outlook, stages
+from coresnap.spool import outlook, record, stages, tally
 from tests.support import hours, spools
 from tests.support.hours import HOUR, MINUTE, SECOND, Hours
+from tests.support.site import Site, assert_whole
 
 BUSY = {"status": "later", "detail": "503 Service Unavailable"}
 _ANSWERING = Path(__file__).parents[1] / "support" / "answering.py"
@@ -54,12 +56,16 @@ class Sender:
         self.shown = owner.shown
         return [(uuid, verdict.status, verdict.retry_usec) for uuid, verdict in told]
 
-    def asked(self) -> list[str]:
-        """Return the dumps that the store was asked to take since the last call."""
+    def requests(self) -> list[dict[str, Any]]:
+        """Return what the store was asked since the last call."""
         path = self.directory / "asked"
         lines = path.read_text().splitlines() if path.exists() else []
         path.unlink(missing_ok=True)
-        return [json.loads(line)["uuid"] for line in lines]
+        return [json.loads(line) for line in lines]
+
+    def asked(self) -> list[str]:
+        """Return the dumps that the store was asked to take since the last call."""
+        return [request["uuid"] for request in self.requests()]
 
     def stage(self, uuid: str) -> str:
         """Return the stage of a dump."""
@@ -278,3 +284,130 @@ def test_no_more_stores_and_projects_are_kept_than_that(tmp_path: Path) -> None:
         kept = outlook.read(spool.root_fd)
     assert len(kept) == outlook.STORES_MAX
     assert sender.standing().delivered == 150
+
+
+def _of_one_bug(sender: Sender, count: int, bug: str = "f" * 64, **changes: Any) -> list[str]:
+    return [sender.dump(fingerprint=bug, **changes) for _ in range(count)]
+
+
+def test_the_first_of_a_bug_are_sent_whole_and_the_rest_small(tmp_path: Path) -> None:
+    sender = Sender(tmp_path, "send.whole_per_day = 3")
+    dumps = _of_one_bug(sender, 20) + _of_one_bug(sender, 3, "0" * 64)
+    sender.live(SECOND)
+    records = {uuid: sender.made.record("committed", uuid) for uuid in dumps}
+    numbers = sorted(records[uuid]["sent_small"] or 0 for uuid in dumps[:20])
+    assert numbers == [0, 0, 0, *range(4, 21)]
+    assert {records[uuid]["sent_small"] for uuid in dumps[20:]} == {None}, "each bug by itself"
+    assert any("small, number 20 of its bug" in records[uuid]["history"][-1]["detail"] for uuid in dumps)
+    for request in sender.requests():
+        small = records[request["uuid"]]["sent_small"]
+        assert (request["small"], request["files"]) == (
+            (small, ["snapshot"]) if small else (0, ["snapshot", "assets.tar"])
+        )
+    [late] = _of_one_bug(sender, 1)
+    sender.live(SECOND)
+    assert sender.made.record("committed", late)["sent_small"] == 21, "a restart forgets nothing"
+    sender.clock.wall_base_usec += 24 * HOUR
+    [next_day] = _of_one_bug(sender, 1)
+    sender.live(SECOND)
+    assert sender.made.record("committed", next_day)["sent_small"] is None
+
+
+def test_what_is_not_delivered_does_not_count(tmp_path: Path) -> None:
+    sender = Sender(tmp_path, "send.whole_per_day = 2")
+    _of_one_bug(sender, 2)
+    sender.says(("job", "send", BUSY))
+    sender.live(HOUR)
+    sender.says()
+    sender.live(5 * MINUTE)
+    assert {
+        sender.made.record("committed", path.name)["sent_small"] for path in (sender.made.root / "committed").iterdir()
+    } == {None}
+
+
+@pytest.mark.parametrize(
+    "content", [b"{", b'{"version":1,"day":1,"counts":{"x":-1}}', b'{"version":1,"day":99999999,"counts":[]}']
+)
+def test_a_broken_count_begins_anew(tmp_path: Path, content: bytes) -> None:
+    sender = Sender(tmp_path)
+    (sender.made.root / tally.NAME).write_bytes(content)
+    [uuid] = _of_one_bug(sender, 1)
+    sender.live(SECOND)
+    assert sender.stage(uuid) == "committed"
+    with sender.made.open() as spool:
+        assert list(tally.read(spool.root_fd)[1].values()) == [1]
+
+
+def test_without_a_limit_all_are_whole(tmp_path: Path) -> None:
+    sender = Sender(tmp_path, "send.whole_per_day = 0")
+    dumps = _of_one_bug(sender, 20)
+    sender.live(SECOND)
+    assert {sender.made.record("committed", uuid)["sent_small"] for uuid in dumps} == {None}
+
+
+@pytest.mark.parametrize(("value", "core"), [("no", []), ("yes", ["core"])])
+def test_the_core_goes_where_the_settings_say_so(tmp_path: Path, value: str, core: list[str]) -> None:
+    sender = Sender(tmp_path, f"send.core = {value}", "send.whole_per_day = 1")
+    _of_one_bug(sender, 2)
+    sender.live(SECOND)
+    assert [request["files"] for request in sender.requests()] == [["snapshot", "assets.tar", *core], ["snapshot"]]
+
+
+def test_a_receipt_of_another_snapshot_is_none(sender: Sender) -> None:
+    uuid = sender.dump()
+    receipt = {
+        **dict.fromkeys(("store", "project", "object"), "x"),
+        **{"version": 1, "uuid": uuid, "acknowledged_usec": 1, "size_bytes": 2, "sha256": "11", "already_there": False},
+    }
+    sender.says(("uuid", uuid, {"status": "delivered", "receipt": receipt}))
+    [(_uuid, status, _retry)] = sender.live(SECOND)
+    assert status == "later"
+    assert sender.stage(uuid) == "sending"
+    assert not (sender.made.path("sending", uuid) / "receipt.json").exists()
+
+
+def test_small_reports_reach_the_store_through_the_real_programs(tmp_path: Path, real_core: Path) -> None:
+    site = Site(tmp_path / "site", **{"send.whole_per_day": "2"})
+    for _ in range(5):
+        assert site.archive(real_core).returncode == 0
+    assert site.once().returncode == 0
+    assert_whole(site, real_core.read_bytes())
+    reports = [json.loads(path.read_bytes()) for path in site.stored()]
+    numbers = [report["attributes"].get("coresnap.small.number") for report in reports]
+    assert sorted(filter(None, numbers)) == [3, 4, 5]
+    with_asset = {path.name[:36] for path in site.store.glob("*/*.assets.tar")}
+    assert with_asset == {report["uuid"] for report, number in zip(reports, numbers, strict=True) if number is None}
+    for _stage, path in site.dumps():
+        stored = next(report for report in reports if report["uuid"] == path.name)
+        assert _record(path)["sent_small"] == stored["attributes"].get("coresnap.small.number")
+        assert len(stored["threads"]) == (1 if _record(path)["sent_small"] else 3)
+
+
+def test_a_snapshot_waits_a_little_before_it_goes_to_an_object_store_first(tmp_path: Path, real_core: Path) -> None:
+    coroner = tmp_path / "coroner.cf"
+    moments = []
+    for number, (jitter, command) in enumerate([("1h", ""), ("1h", ""), ("0", ""), ("1h", "true")]):
+        more = {"send.jitter": jitter, "send.coroner": str(coroner), "send.command": command}
+        site = Site(tmp_path / str(number), **more)
+        if number == 0:
+            assert site.archive(real_core).returncode == 0
+            assert site.once().returncode == 0
+            assert site.stages() == ["committed"], "where there is no coroner.cf the store is a directory, and near"
+            coroner.write_text("[universe]\nwrite = http://127.0.0.1:9\n")
+        assert site.archive(real_core).returncode == 0
+        before_usec = time.time_ns() // 1000
+        assert site.run("process", "--once").returncode == 0
+        path = next(path for stage, path in site.dumps() if stage == "sending")
+        moment_usec = _record(path)["next_try_usec"]
+        assert moment_usec is None or before_usec <= moment_usec <= time.time_ns() // 1000 + HOUR
+        moments.append(moment_usec)
+        if moment_usec:
+            site.run("send", "--once").check_returncode()
+            assert _record(path)["next_try_usec"] == moment_usec, "it is not tried before"
+    assert None not in moments[:2]
+    assert moments[0] != moments[1]
+    assert moments[2:] == [None, None]
+
+
+def _record(path: Path) -> dict[str, Any]:
+    return record.parse((path / record.NAME).read_bytes())

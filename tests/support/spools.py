@@ -82,6 +82,7 @@ def document(uuid: str, **changes: Any) -> record.Record:
         "journaled_usec": None,
         "pinned_usec": None,
         "core_removed": None,
+        "sent_small": None,
         "attempts": {"process": 0, "send": 0},
         "next_try_usec": None,
         "failure": None,
@@ -113,18 +114,25 @@ def add(made: Made, stage: str = stages.PENDING, uuid: str = "", *, report: byte
 
 
 def fill(made: Made, count: int, *, report_bytes: int = 8192, asset_bytes: int = 10240) -> list[str]:
-    """Put so many dumps into sending at once, nothing of them synced; return their UUIDs. Each report has its dump's."""
+    """Put so many dumps into sending at once, nothing of them synced; return their UUIDs.
+
+    Each report has its dump's, and each is of another bug.
+    """
     uuids = [stages.new_uuid() for _ in range(count)]
     asset = bytes(asset_bytes)
     for uuid in uuids:
         report = json.dumps({"uuid": uuid, "lang": "c", "threads": {}, "pad": "x" * report_bytes}).encode()
         snapshot = {"size_bytes": len(report), "sha256": hashlib.sha256(report).hexdigest()}
+        bug = hashlib.sha256(uuid.encode()).hexdigest()
         path = made.path(stages.SENDING, uuid)
         path.mkdir(mode=0o700)
         for name, data in (
             ("snapshot", report),
             ("assets.tar", asset),
-            (record.NAME, json.dumps(document(uuid, snapshot=snapshot)).encode()),
+            (
+                record.NAME,
+                json.dumps(document(uuid, snapshot=snapshot, fingerprint=bug)).encode(),
+            ),
         ):
             (path / name).write_bytes(data)
     return uuids

@@ -28,6 +28,7 @@ GOOD: dict[str, Any] = {
     "journaled_usec": None,
     "pinned_usec": None,
     "core_removed": None,
+    "sent_small": None,
     "attempts": {"process": 0, "send": 0},
     "next_try_usec": None,
     "failure": None,

@@ -98,6 +98,26 @@ class DeliveryValues(SnapshotValues):
         Most snapshots that are delivered at once. The second connection is made when ten or more wait.
         """,
     )
+    send_whole_per_day: int = row(
+        "send.whole_per_day", kinds.Number(0, 1_000_000), "10", "send", """
+        Reports of one bug, by its fingerprint, that are sent whole on one day (UTC), with what goes with them; the rest of
+        that day are small: the thread that crashed, the attributes, and which one it is. 0 sends all of them whole. A
+        snapshot that is no report in JSON goes as it is, without what goes with it.
+        """,
+    )
+    send_core: bool = row(
+        "send.core", kinds.Flag(), "false", "send", """
+        Send the core too, as it is kept, with each report that is sent whole; not with send.command. It has all that the
+        process had in memory.
+        """,
+    )
+    send_jitter_usec: int = row(
+        "send.jitter", kinds.Duration(0, 3_600_000_000), "30s", "send", """
+        Time by which a snapshot waits before it is sent to an object store for the first time, each another part of it by
+        chance: many machines that crash at once do not come to their store at once. `file:` and send.command wait for
+        nothing.
+        """,
+    )
     send_attempts: int = row(
         "send.attempts", kinds.Number(0, 1_000_000), "0", "send", """
         Attempts to deliver a snapshot before its dump moves to failed; 0 never gives up. While the store as a whole cannot
