@@ -41,6 +41,7 @@ class Site:
             "dump.quota": "0%",
             "send.store": f"file:{self.store}",
             "send.coroner": str(directory / "coroner.cf"),
+            "send.jitter": "0",
             **{key.replace("__", "."): value for key, value in settings.items()},
         }
         self.settings.write_text("".join(f"{key} = {value}\n" for key, value in lines.items()))
