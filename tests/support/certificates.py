@@ -24,7 +24,9 @@ def make(directory: Path, names: str = _NAMES) -> Certificates:
     """Make an authority, a server that has `names` and a client, in a directory that there is."""
     ca, ca_key = directory / "ca.pem", directory / "ca.key"
     start = ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
-    _openssl(*start, "-keyout", str(ca_key), "-out", str(ca), "-subj", "/CN=the test's authority")
+    # Python 3.13 and later take no authority without it.
+    usage = ["-addext", "keyUsage=critical,keyCertSign,cRLSign"]
+    _openssl(*start, *usage, "-keyout", str(ca_key), "-out", str(ca), "-subj", "/CN=the test's authority")
     made = {}
     for name, extension in (("server", names), ("client", "extendedKeyUsage=clientAuth")):
         key, certificate = directory / f"{name}.key", directory / f"{name}.pem"
