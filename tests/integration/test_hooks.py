@@ -233,3 +233,21 @@ def test_a_full_queue_is_a_warning_and_the_dump_goes_on(place: Path) -> None:
     assert site.stages() == ["committed"]
     assert "no hook is run: 10000 hooks wait already" in done.stderr
     assert len(_queue(site)) == hooks.WAITING_MOST
+
+
+def test_coresnapd_in_the_foreground_keeps_them_running(place: Path) -> None:
+    fifo = place / "told"
+    os.mkfifo(fifo)
+    fifo.chmod(0o666)
+    site = _site(place, on__committed=f"sh -c 'echo $CORESNAP_UUID > {fifo}'")
+    argv = [sys.executable, "-m", "coresnap.daemon", "-f", "--settings", str(site.settings)]
+    argv += ["--compiled", str(site.compiled)]
+    with subprocess.Popen(argv, cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as daemon:
+        try:
+            for _crash in range(2):
+                _dump(site)
+                uuid = fifo.read_text().strip()
+                assert uuid in [path.name for stage, path in site.dumps() if stage == "committed"]
+        finally:
+            daemon.terminate()
+            assert daemon.wait(60) == 0

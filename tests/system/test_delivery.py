@@ -18,7 +18,7 @@ from tests.support import certificates
 from tests.support.lying_store import LyingStore
 from tests.system.conftest import SUITES
 from tests.system.machine import Machine
-from tests.system.waiting import CRASH, all_committed, settings, until
+from tests.system.waiting import CRASH, all_committed, end, settings, until
 
 _ADDRESS, _STORE = "10.0.2.15", "10.0.2.2"
 _TOKEN = "7a8b9c" * 10 + "d0e1"
@@ -192,6 +192,23 @@ def test_a_hook_runs_in_a_sandbox_and_one_that_hangs_holds_up_nothing(site: Site
         until(guest, "[ $(journalctl --no-pager -b -o cat -t coresnap | grep -c 'hook: took too long') = 2 ]")
         until(guest, '[ -z "$(ls -A /var/lib/coresnap/hooks)" ]')
         until(guest, "! pgrep -x sleep")
+
+
+@pytest.mark.long
+def test_beyond_a_limit_the_kernel_is_told_no_and_why_tells_it(site: Site) -> None:
+    guest = site.guest
+    drop_in = "/etc/coresnap/coresnap.conf.d/20-limit.conf"
+    reload = "systemctl reload coresnapd; coresnap config --compile"
+    guest.sh(f"cp -L /usr/bin/python3 /usr/local/bin/looper; echo 'limit.exe = 2/1h' > {drop_in}; {reload}")
+    try:
+        dumped = [end(guest, program="/usr/local/bin/looper")[2] for _number in range(3)]
+        # A pipe the kernel has opened before anybody could say no.
+        assert dumped == [True, True, "forky" not in str(guest.image.disk)]
+        told = json.loads(guest.sh("coresnap why looper --json").stdout)
+        assert [one["kept"] for one in told] == [False, True, True]
+        assert told[0]["reason"] == "rate"
+    finally:
+        guest.sh(f"rm {drop_in}; {reload}")
 
 
 def test_the_token_is_in_no_line_and_in_no_file_but_its_own(site: Site) -> None:

@@ -47,9 +47,12 @@ def lost(guest: Booted) -> list[dict[str, Any]]:
     return [entry for entry in found if not entry["kept"] and "reason" in entry]
 
 
-def end(guest: Booted, before: str = "") -> tuple[int, int, bool]:
-    """Crash a process that runs `before`, in Python, first; return its number, its signal, and whether it dumped core."""
-    pid, number, dumped = guest.run("python3", "-c", _END, before).stdout.split()
+def end(guest: Booted, before: str = "", program: str = "python3") -> tuple[int, int, bool]:
+    """Crash a process that runs `before`, in Python, first; return its number, its signal, and whether it dumped core.
+
+    `program` is a Python interpreter.
+    """
+    pid, number, dumped = guest.run(program, "-c", _END, before).stdout.split()
     return int(pid), int(number), dumped == "True"
 
 
