@@ -9,7 +9,7 @@ DESCRIPTION
     Started by the service manager for each connection to /run/coresnap/query, which is on standard input. `coresnap list`,
     info, why, dump and debug ask here where the spool is closed to who runs them. Who asks, the kernel says (SO_PEERCRED);
     a dump is the asker's where its record says so in reader_uid, which was decided when the process crashed: see
-    docs/adr/0021. Two questions may be answered: which dumps are mine, and give me this file of mine.
+    docs/adr/0021. Three questions are answered: which dumps are mine, which of my processes left none, and give me this file.
 
 EXIT STATUS
     0 the asker has been served, or refused; 69 there is no spool; 78 the settings are wrong.
@@ -33,15 +33,16 @@ if __name__ == "__main__":
 import argparse
 import fcntl
 import heapq
+import json
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from coresnap.ground import durable, program, settings, wire
 from coresnap.ground.errors import BadInput, CoresnapError
 from coresnap.ground.log import Log
-from coresnap.spool import asked, inventory, record
+from coresnap.spool import asked, inventory, ledger, record
 from coresnap.spool.asked import Entry
 from coresnap.spool.record import Record
 from coresnap.spool.stages import Dump, Spool, is_uuid
@@ -55,6 +56,7 @@ _NOBODY = 65534
 #: Each question's keys; every value is text but the version.
 _KEYS = {
     "list": {"version", "root", "what"},
+    "losses": {"version", "root", "what"},
     "open": {"version", "root", "what", "uuid", "name"},
 }
 _TEXT_MAX = 4096
@@ -136,7 +138,10 @@ class Query:
                 if received is None:
                     return
                 what, request = self._check(received[0])
-                fd, answer = self._list() if what == "list" else self._open(request["uuid"], request["name"])
+                if what == "open":
+                    fd, answer = self._open(request["uuid"], request["name"])
+                else:
+                    fd, answer = self._list() if what == "list" else self._losses()
             except CoresnapError as error:
                 _refuse(connection, asked.REFUSED, str(error))
                 continue
@@ -168,12 +173,14 @@ class Query:
             while len(kept) > asked.LIST_MOST or size_bytes > asked.LIST_MAX_BYTES:
                 size_bytes -= len(heapq.heappop(kept)[2])
                 left_off += 1
-        fd = os.memfd_create("coresnap-query", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        for _time_usec, _uuid, line in sorted(kept):
-            durable.write(fd, line)
-        os.lseek(fd, 0, os.SEEK_SET)
-        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK)
-        return fd, {"left_off": left_off}
+        return _file(line for _time_usec, _uuid, line in sorted(kept)), {"left_off": left_off}
+
+    def _losses(self) -> tuple[int, dict[str, Any]]:
+        """Return a file of what the ledger has of the user's processes: a line each. Raises OSError."""
+        mine = (
+            loss for loss in ledger.read(self.spool.root_fd) if type(loss.get("uid")) is int and loss["uid"] == self.uid
+        )
+        return _file(json.dumps(_for_its_user(loss)).encode() + b"\n" for loss in mine), {}
 
     def _mine(self) -> Iterator[Entry]:
         """Yield the user's dumps. Which may be his an inventory tells, and of each of those its own record."""
@@ -224,6 +231,21 @@ class Query:
                 )
                 return fd, {}
         raise BadInput(_NO_DUMP)
+
+
+def _file(lines: Iterable[bytes]) -> int:
+    """Return a file of these lines, which nobody can change, to be read from its beginning."""
+    fd = os.memfd_create("coresnap-query", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    for line in lines:
+        durable.write(fd, line)
+    os.lseek(fd, 0, os.SEEK_SET)
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK)
+    return fd
+
+
+def _for_its_user(loss: dict[str, Any]) -> dict[str, Any]:
+    """Return a line of the ledger with the words of a limit, and without those of a disk or of a mistake in coresnap."""
+    return loss if loss["reason"] in ledger.UNWANTED else {**loss, "detail": ""}
 
 
 def _for_its_owner(document: Record) -> Record:

@@ -24,11 +24,11 @@ def fallback() -> str:
 def read(root: str, spool: Spool | None) -> list[dict[str, Any]]:
     """Return the lines, oldest first, each with the path of its ledger. One that may not be read gets a note.
 
-    A line of the other ledger that does not say which spool it was meant for is among them.
+    A line of the other ledger that does not say which spool it was meant for is among them. To whom the spool is closed his
+    own are told.
     """
     if isinstance(spool, Served):
-        terminal.note("what was not kept is on record for root, and dump.user, alone")
-        return []
+        return [{**loss, "ledger": os.path.join(root, ledger.NAME)} for loss in spool.losses()]
     found = _read(spool.root_fd, os.path.join(root, ledger.NAME)) if spool else []
     try:
         fallback_fd = durable.open_directory(ledger.FALLBACK)

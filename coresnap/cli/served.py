@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import socket
 import tempfile
@@ -68,16 +69,27 @@ class Served(Spool):
         _answer, fd = self._ask("open", uuid=uuid, name=name)
         return fd
 
+    def losses(self) -> list[dict[str, Any]]:
+        """Return what is on record of the user's processes of which no core was kept, oldest first. Raises as `file`."""
+        _answer, fd = self._ask("losses")
+        found = []
+        for line in _lines(fd):
+            try:
+                loss = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise BadInput(f"the query service: a line of the ledger: {error}") from error
+            known = isinstance(loss, dict) and isinstance(loss.get("time_usec"), int)
+            if not known or not isinstance(loss.get("reason"), str):
+                raise BadInput("the query service: a line of the ledger is not as it must be")
+            found.append(loss)
+        return found
+
     def _list(self) -> dict[str, Entry]:
         answer, fd = self._ask("list")
-        with open(fd, "rb") as file:
-            data = file.read(asked.LIST_MAX_BYTES + 1)
-        if len(data) > asked.LIST_MAX_BYTES:
-            raise BadInput(f"the query service: a list of more than {asked.LIST_MAX_BYTES} bytes")
         left_off = answer.get("left_off")
         if isinstance(left_off, int) and left_off:
             terminal.note(f"{left_off} older dumps of yours are not shown: there are too many")
-        found = map(Entry.from_line, data.splitlines())
+        found = map(Entry.from_line, _lines(fd))
         return {entry.record["uuid"]: entry for entry in found}
 
     def _ask(self, what: str, **more: str) -> tuple[dict[str, Any], int]:
@@ -101,6 +113,14 @@ class Served(Spool):
         if answer.get("status") == asked.LATER:
             raise TryLater(f"the query service: {detail}", hint="try again")
         raise Refused(f"the query service: {detail}")
+
+
+def _lines(fd: int) -> list[bytes]:
+    with open(fd, "rb") as file:
+        data = file.read(asked.LIST_MAX_BYTES + 1)
+    if len(data) > asked.LIST_MAX_BYTES:
+        raise BadInput(f"the query service: a list of more than {asked.LIST_MAX_BYTES} bytes")
+    return data.splitlines()
 
 
 class ServedDump(Dump):

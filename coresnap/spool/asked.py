@@ -5,6 +5,7 @@ A packet asks (see coresnap.ground.wire), a packet answers, several times over o
 `root` (dump.root, so that nobody is told of another spool than he asked for) and `what`:
 
     list                  status ok, left_off: older dumps that are not in it; beside it a file, an Entry a line
+    losses                status ok; beside it a file, what the ledger has of the asker's processes, a line each
     open, uuid, name      status ok; beside it the file `name` of that dump, open for reading
 
 Any other status is a refusal, with its `detail`. The service tells of no dump but the asker's own: one that is not his is
@@ -23,8 +24,10 @@ from coresnap.spool.record import Record
 VERSION = 1
 PATH = "/run/coresnap/query"
 OK, REFUSED, LATER = "ok", "refused", "later"
-#: What of a dump its owner may read. Its record comes with the list.
-FILES = (stages.CORE, stages.COMPRESSED, "assets.tar", "snapshot")
+_ENCRYPTED = ".age"
+_PLAIN = (stages.CORE, stages.COMPRESSED, "assets.tar", "snapshot")
+#: What of a dump its owner may read, encrypted or not. Its record comes with the list.
+FILES = (*_PLAIN, *(name + _ENCRYPTED for name in _PLAIN))
 #: The stages of finished dumps, the way that a dump goes: one that moves on while they are read is not missed.
 STAGES = (stages.PENDING, stages.SENDING, stages.COMMITTED, stages.FAILED)
 LIST_MAX_BYTES = 64 << 20

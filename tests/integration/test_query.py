@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from coresnap.ground import wire
-from coresnap.spool import asked, record
+from coresnap.spool import asked, ledger, record
 from tests.crash import build, crash
 from tests.crash.hold import kernel_writes_files
 from tests.support import spools
@@ -128,6 +128,23 @@ wire.send(connection, {{"version": 1, "root": root, "what": "open", "uuid": uuid
 answer, fds = wire.receive(connection, 4)
 print(json.dumps([answer, len(fds)]))
 """
+
+
+def test_why_tells_a_user_of_his_own_processes_that_left_no_core(made: Made) -> None:
+    with made.open() as spool:
+        for uid, reason, detail in (
+            (ALICE, "rate", "limit.exe = 5/1h"),
+            (ALICE, "internal", "/secret"),
+            (BOB, "rate", "his"),
+        ):
+            ledger.append(spool.root_fd, reason, detail, "", {"pid": uid, "uid": uid, "exe": f"/usr/bin/{uid}"})
+    with _served(made) as (path, _said):
+        hers = coresnap_as(ALICE, path, "why", str(ALICE), "--json", *_settings(made))
+        his = coresnap_as(ALICE, path, "why", str(BOB), *_settings(made))
+    told = [(loss["reason"], loss["detail"]) for loss in json.loads(hers.stdout)]
+    assert sorted(told) == [("internal", ""), ("rate", "limit.exe = 5/1h")]
+    assert his.returncode == 69
+    assert his.stdout == ""
 
 
 @pytest.mark.parametrize(
