@@ -61,7 +61,9 @@ def test_each_dump_is_stored_once_whatever_the_store_says(tmp_path: Path, capfd:
     certified = certificates.make(tmp_path)
     with LyingStore(tokens={TOKEN}, plan=_seen(lies(_SEED, _LYING), kinds), certificate=str(certified.server)) as store:
         coroner = _coroner(tmp_path, store.address, f"ssl.ca_file = {certified.ca}")
-        made = spools.make(tmp_path, f"send.coroner = {coroner}", "send.timeout = 1s", "format.1 = web")
+        made = spools.make(
+            tmp_path, f"send.coroner = {coroner}", "send.timeout = 1s", "send.whole_per_day = 0", "format.1 = web"
+        )
         expected = _fill(made)
         with made.open() as spool:
             trade = Sending(settings.load(str(made.configuration)), Log([]))
@@ -109,6 +111,7 @@ def _request(store: Path, data: bytes, uuid: str, **changes: Any) -> dict[str, A
         "store_max_age_usec": 1 << 50,
         "command": [],
         "timeout_usec": 1_000_000,
+        "small": 0,
         "snapshot": {"size_bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()},
         **changes,
     }
