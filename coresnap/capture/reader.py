@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 _AT_UID, _AT_EUID, _AT_GID, _AT_EGID, _AT_SECURE = 11, 12, 13, 14, 23
 _DUMPABLE_BY_ITS_USER = 1
+#: Users of services, root's and nobody's: one service that is broken into is not to read what others of its user left. SYS_UID_MAX
+#: of login.defs(5); the dynamic ones of systemd.exec(5); the numbers that stand for no user.
+_OF_NO_PERSON = (range(1000), range(61184, 65520), range(65534, 65536), range(2**32 - 1, 2**32))
 
 
 def reader_of(
@@ -33,6 +36,8 @@ def reader_of(
     """
     uid, gid = victim.uid, victim.gid
     if uid is None or gid is None or transport not in HELD or victim.dumpable != _DUMPABLE_BY_ITS_USER:
+        return None
+    if any(uid in numbers for numbers in _OF_NO_PERSON):
         return None
     started_as = [vector.get(key) for key in (_AT_UID, _AT_EUID, _AT_GID, _AT_EGID, _AT_SECURE)]
     if started_as != [uid, uid, gid, gid, 0]:  # in a user namespace the numbers are others, as a rule
@@ -54,7 +59,7 @@ def _died_as(status_file: bytes, uid: int, gid: int) -> bool:
         found.get(b"Uid") == ids
         and found.get(b"Gid") == groups
         and len(capabilities) == 1
-        and (uid == 0 or not capabilities[0].strip(b"0"))
+        and not capabilities[0].strip(b"0")
     )
 
 

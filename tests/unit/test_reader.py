@@ -63,6 +63,19 @@ def test_a_sandbox_of_the_user_s_own_is_his() -> None:
     assert _reader(container="pid namespace", owner_uid=1000) == 1000
 
 
+@pytest.mark.parametrize("uid", [0, 33, 999, 61184, 65519, 65534, 65535, 2**32 - 1])
+def test_users_of_services_have_none(uid: int) -> None:
+    status = _STATUS.replace(b"1000", str(uid).encode())
+    vector = {**_VECTOR, 11: uid, 12: uid}
+    assert _reader(status, vector, uid=uid) is None
+
+
+@pytest.mark.parametrize("uid", [1000, 61183, 65520, 100_000, 2_000_000_000])
+def test_people_have(uid: int) -> None:
+    status = _STATUS.replace(b"1000", str(uid).encode())
+    assert _reader(status, {**_VECTOR, 11: uid, 12: uid}, uid=uid) == uid
+
+
 @pytest.mark.parametrize("key", [11, 12, 13, 14, 23])
 def test_it_is_nobody_s_where_the_program_was_started_as_another(key: int) -> None:
     """Set-uid, set-gid, capabilities of a file; root that has become the user since; and where it is not told."""
