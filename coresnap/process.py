@@ -33,19 +33,19 @@ import secrets
 import time
 from typing import Any
 
-from coresnap.ground import durable
+from coresnap.ground import durable, recipients
 from coresnap.ground.clock import Clock
 from coresnap.ground.log import CRITICAL, Log
 from coresnap.ground.program import argv_of
+from coresnap.ground.recipients import Recipient
 from coresnap.ground.settings import Settings
 from coresnap.ground.text import human_duration
-from coresnap.spool import coredump, quota, record, stage_program, stages
+from coresnap.spool import coredump, encrypted, quota, record, stage_program, stages
 from coresnap.spool.record import Record
-from coresnap.spool.stages import COMPRESSED, CORE, Dump, Spool
+from coresnap.spool.stages import AGE, ASSETS, COMPRESSED, CORE, Dump, Spool
 from coresnap.spool.trade import Verdict
 
 SNAPSHOT = "snapshot"
-_ASSETS = "assets.tar"
 _GRACE_USEC = 10_000_000
 _PACKAGE_MAX = 256
 
@@ -66,7 +66,9 @@ class Processing:
         self.worker = argv_of("process_worker")
         self.workers = settings.snapshot_jobs
         self.attempts = settings.snapshot_attempts
-        self.limit_usec = 2 * settings.snapshot_timeout_usec + settings.defaults_timeout_usec + _GRACE_USEC
+        self.recipients: dict[str, list[Recipient]] = {}
+        steps = 3 if settings.encrypt_recipients else 2
+        self.limit_usec = steps * settings.snapshot_timeout_usec + settings.defaults_timeout_usec + _GRACE_USEC
         self.owner = settings.dump_owner()
 
     def enter(self, _spool: Spool, _clock: Clock) -> None:
@@ -86,16 +88,23 @@ class Processing:
         """Open the dump's files for the worker and say what is to be run on them."""
         if document["snapshot"] is not None:
             return None
+        if document["encrypted"] is not None:
+            return Verdict("failed", "its core is encrypted, and it has no snapshot: none can be made of it here")
         if not durable.exists(dump.fd, CORE):
             return Verdict("failed", "its core is gone, and was not taken by coresnap")
-        for name in (SNAPSHOT, COMPRESSED):  # an earlier attempt's
+        keys = self.recipients[dump.uuid] = recipients.read(self.settings.encrypt_recipients)
+        for name in (SNAPSHOT, COMPRESSED, *encrypted.NAMES):  # an earlier attempt's
             if durable.exists(dump.fd, name):
                 durable.unlink(dump.fd, name)
+        if keys and not quota.has_room(dump.fd, 0, document["core"]["disk_bytes"] + document["assets"]["size_bytes"]):
+            return Verdict("later", "the disk has no room for its core to be encrypted beside it")
         files = {SNAPSHOT: durable.create(dump.fd, SNAPSHOT, *self.owner), CORE: durable.open_regular(dump.fd, CORE)}
-        if durable.exists(dump.fd, _ASSETS):
-            files[_ASSETS] = durable.open_regular(dump.fd, _ASSETS)
+        if durable.exists(dump.fd, ASSETS):
+            files[ASSETS] = durable.open_regular(dump.fd, ASSETS)
         if self._compresses(dump, document):
             files[COMPRESSED] = durable.create(dump.fd, COMPRESSED, *self.owner)
+        for name in [name for name in files if name != SNAPSHOT] if keys else []:
+            files[name + AGE] = durable.create(dump.fd, name + AGE, *self.owner)
         settings, victim = self.settings, document["victim"]
         message = {
             "version": 1,
@@ -115,15 +124,20 @@ class Processing:
             "max_bytes": settings.snapshot_max_bytes,
             "output": settings.command_output,
             "compress_bytes": document["core"]["disk_bytes"],
+            "recipients": [one.key for one in keys],
+            "last_attempt": 0 < self.attempts <= document["attempts"][self.name] + 1,
         }
         return message, list(files.values())
 
     def _compresses(self, dump: Dump, document: Record) -> bool:
-        """Say whether the core is to be compressed: not where the journal knows it by another name already."""
+        """Say whether the core is to be compressed: not where the journal knows it by another name already, that stays."""
+        encrypts = bool(self.settings.encrypt_recipients)
         return (
             self.settings.core_compress == "zstd"
-            and document["journaled_usec"] is None
-            and quota.has_room(dump.fd, self.settings.dump_quota_percent, document["core"]["disk_bytes"])
+            and (encrypts or document["journaled_usec"] is None)
+            and quota.has_room(
+                dump.fd, self.settings.dump_quota_percent, (1 + encrypts) * document["core"]["disk_bytes"]
+            )
         )
 
     def settle(self, spool: Spool, dump: Dump, document: Record, answer: dict[str, Any] | None) -> None:
@@ -137,13 +151,14 @@ class Processing:
                 _take_compressed(dump, core)
             else:
                 durable.unlink(dump.fd, COMPRESSED)
+        keys = self.recipients.pop(dump.uuid, [])
+        encrypted.take(dump, document, [one.fingerprint for one in keys] if answer.get("encrypted") is True else [])
         if document["failure"] is None:
             document["next_try_usec"] = self._first_send_usec()
         if document["journaled_usec"] is not None:
             return
-        name = CORE if core["compressed_bytes"] is None else COMPRESSED
         try:
-            path = spool.link_core(dump, name)
+            path = spool.link_core(dump, encrypted.core_of(document))
         except OSError as error:
             self.log.warning(f"{dump.uuid}: by-uuid: {error.strerror}; coredumpctl will not find its core")
             return
@@ -160,13 +175,22 @@ class Processing:
         return time.time_ns() // 1000 + secrets.randbelow(settings.send_jitter_usec)
 
     def shed(self, spool: Spool, dump: Dump, document: Record) -> None:
-        """Unlink the core that has been compressed."""
-        if document["core"]["compressed_bytes"] is None or not durable.exists(dump.fd, CORE):
+        """Unlink the core that has been compressed, and what has been encrypted, under the journal's names too."""
+        if document["core"]["compressed_bytes"] is None and document["encrypted"] is None:
             return
-        freed_bytes = os.stat(CORE, dir_fd=dump.fd, follow_symlinks=False).st_blocks * 512
-        durable.unlink(dump.fd, CORE)
+        gone = [CORE] if document["encrypted"] is None else [CORE, COMPRESSED, ASSETS]
+        gone = [name for name in gone if durable.exists(dump.fd, name)]
+        if not gone:
+            return
+        more_bytes = document["core"]["disk_bytes"] if CORE in gone else 0
+        more_bytes += _disk_bytes(dump, ASSETS + AGE) if ASSETS in gone else 0
+        freed_bytes = sum(_disk_bytes(dump, name) for name in gone if name != COMPRESSED)  # that was never counted
+        for name in gone:
+            durable.unlink(dump.fd, name)
         durable.sync(dump.fd)
-        quota.count(spool, document["core"]["disk_bytes"] - freed_bytes)
+        if document["encrypted"] is not None:
+            spool.unlink_orphans(dump.uuid)
+        quota.count(spool, more_bytes - freed_bytes)
 
     def conclude(self, dump: Dump, document: Record, answer: dict[str, Any] | None) -> Verdict:
         """Take the snapshot into the record once it is on the disk."""
@@ -177,6 +201,8 @@ class Processing:
             return Verdict("failed", detail)
         if answer.get("status") != "done":
             return Verdict("later", detail or "the worker's answer cannot be understood")
+        if self.recipients.get(dump.uuid) and answer.get("encrypted") is not True:
+            return Verdict("later", "the worker has not encrypted the core")
         if document["snapshot"] is None:
             fd = durable.open_regular(dump.fd, SNAPSHOT)
             try:
@@ -207,6 +233,10 @@ def _package(told: object) -> dict[str, str | None] | None:
 def _fingerprint(told: object) -> str | None:
     """Return the fingerprint that a worker tells, which is hostile, if it is one."""
     return told if isinstance(told, str) and re.fullmatch("[0-9a-f]{64}", told) else None
+
+
+def _disk_bytes(dump: Dump, name: str) -> int:
+    return os.stat(name, dir_fd=dump.fd, follow_symlinks=False).st_blocks * 512
 
 
 def _take_compressed(dump: Dump, core: dict[str, Any]) -> None:

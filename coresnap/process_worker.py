@@ -6,7 +6,8 @@ DESCRIPTION
     Started by the stage processor, with a connection on standard input. Over it come one message and the open files of
     one dump; back goes one answer: done, failed (worth another attempt) or refused (never worth one), with a line.
     The commands get the files as /proc/self/fd/N: they can open them by path, and no other dump's. After a snapshot has
-    been made zstd(1) compresses the core, where a file for that came, too.
+    been made zstd(1) compresses the core, where a file for that came, too; then, where files for that came, age(1) encrypts core
+    and asset, also those of which no snapshot will be made any more.
 
 SECURITY
     This program and its commands are the ones that touch a core, which is hostile. They need no network, no other file
@@ -32,7 +33,7 @@ from coresnap.snapshot.asset import read_asset
 from coresnap.snapshot.core import open_core
 from coresnap.snapshot.modules import main_package
 from coresnap.snapshot.report import HEAD_BYTES, fingerprint_of
-from coresnap.spool import compressed, coredump, record, stages
+from coresnap.spool import compressed, coredump, encrypted, record, stages
 
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _DEFAULTS_MAX_BYTES = 64 << 10
@@ -40,6 +41,8 @@ _OUTPUT_MAX_BYTES = 64 << 10
 _BAD_INPUT = 65
 _EVIDENCE_MAX_BYTES = wire.LIMIT_BYTES - (16 << 10)
 _CONNECTION_FD = 0
+#: Snapshot, core, asset, compressed core; and core, compressed core and asset encrypted.
+_MAX_FDS = 7
 _FIELDS = {
     "uuid": str,
     "files": list,
@@ -56,17 +59,20 @@ _FIELDS = {
     "max_bytes": int,
     "output": str,
     "compress_bytes": int,
+    "recipients": list,
+    "last_attempt": bool,
 }
 
 
 def work(connection: socket.socket) -> int:
     """Serve the one request on the connection; return the exit status."""
-    received = wire.receive(connection, max_fds=4)
+    received = wire.receive(connection, max_fds=_MAX_FDS)
     if received is None:
         return 0
     request, fds = received
     _check(request, fds)
     files = dict(zip(request["files"], fds, strict=True))
+    sealed = {name: files.pop(name + stages.AGE) for name in list(files) if name + stages.AGE in files}
     compressed_fd = files.pop(stages.COMPRESSED, -1)
     try:
         answer = _process(request, files)
@@ -75,10 +81,13 @@ def work(connection: socket.socket) -> int:
             answer["fingerprint"] = fingerprint_of(os.pread(files["snapshot"], HEAD_BYTES, 0))
         if compressed_fd >= 0 and answer["status"] == "done":
             answer |= _compress(request, files[stages.CORE], compressed_fd)
+        if request["recipients"] and (answer["status"] != "failed" or request["last_attempt"]):
+            packed = {stages.COMPRESSED: compressed_fd} if answer.get("compressed") else {}
+            answer |= _encrypt(request, answer, files | packed, sealed)
     except CoresnapError as error:
         answer = {"version": 1, "status": "failed", "detail": error.line()}
-    if "assets.tar" in request["files"]:
-        answer["evidence"] = _evidence(fds[request["files"].index("assets.tar")])
+    if stages.ASSETS in request["files"]:
+        answer["evidence"] = _evidence(fds[request["files"].index(stages.ASSETS)])
     wire.send(connection, answer)
     return 0
 
@@ -132,6 +141,22 @@ def _compress(request: dict[str, Any], core_fd: int, target_fd: int) -> dict[str
     most_bytes, timeout_usec = request["compress_bytes"], request["snapshot_timeout_usec"]
     problem = compressed.compress(core_fd, target_fd, most_bytes, timeout_usec, _CONNECTION_FD)
     return {"compressed": not problem, "compress_detail": problem}
+
+
+def _encrypt(
+    request: dict[str, Any], answer: dict[str, Any], files: dict[str, int], sealed: dict[str, int]
+) -> dict[str, Any]:
+    """Encrypt the asset, and the core in the form that it will be kept in. What is not encrypted does not go on."""
+    core = stages.COMPRESSED if stages.COMPRESSED in files else stages.CORE
+    for name in [core, *([stages.ASSETS] if stages.ASSETS in files else [])]:
+        problem = encrypted.encrypt(
+            files[name], sealed[name], request["recipients"], request["snapshot_timeout_usec"], _CONNECTION_FD
+        )
+        if problem:
+            status = "failed" if answer["status"] == "done" else answer["status"]
+            told = f"{answer['detail']}; " if answer["status"] != "done" else ""
+            return {"status": status, "encrypted": False, "detail": f"{told}{name} is not encrypted: {problem}"}
+    return {"encrypted": True}
 
 
 def _package(core_fd: int) -> dict[str, str]:

@@ -197,6 +197,7 @@ def _record(capture: Capture, dump: Dump, core: "dict[str, object]", assets: "di
         "reader_uid": _reader_uid(capture, place),
         "package": None,
         "snapshot": None,
+        "encrypted": None,
         "fingerprint": None,
         "journaled_usec": None,
         "pinned_usec": None,

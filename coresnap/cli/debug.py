@@ -34,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "arguments", nargs="*", default=[], metavar="-- ARGUMENT", help="what else the debugger is told"
     )
     parser.add_argument("--debugger", metavar="NAME", default="gdb", help="another one; gdb unless told")
+    parser.add_argument("--identity", metavar="FILE", help="the private key, of age or ssh, for an encrypted core")
     parser.add_argument("--exe", metavar="FILE", help="the executable, where it is not where it was")
 
 
@@ -45,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     with dumps.open_to_read(dumps.dump_root(args.settings)) as spool, dumps.open_dump(spool, args.dump) as dump:
         document = dumps.load_record(dump)
         victim = document["victim"]
-        core_fd = dumps.plain_core(dump, document)
+        core_fd = dumps.plain_core(dump, document, args.identity)
     exe = args.exe or _executable(victim["exe"])
     if exe is None:
         terminal.note(f"no executable {printable(victim['exe'] or '')} is there: no symbols; --exe FILE names another")

@@ -4,10 +4,13 @@
 A core's holes stay holes in a file. The file must not exist; it is made readable for its owner alone, for a core has
 all that was in the process's memory.
 
+What is encrypted is written as it is, unless the private key is given; `age -d -i KEY | zstd -d` reads such a core elsewhere.
+
 examples:
   coresnap dump 8460 -o core.vim
   coresnap dump 8460 --asset | tar tv
   coresnap dump 8460 --snapshot | jq .attributes
+  coresnap dump 8460 --identity ~/.ssh/id_ed25519 -o core.vim
 """
 
 from __future__ import annotations
@@ -16,9 +19,10 @@ import errno
 import os
 import stat
 import sys
+from functools import partial
 from typing import TYPE_CHECKING
 
-from coresnap.cli import dumps
+from coresnap.cli import dumps, terminal
 from coresnap.cli.terminal import Progress
 from coresnap.ground import durable
 from coresnap.ground.errors import Refused, TryLater
@@ -27,6 +31,8 @@ from coresnap.spool import compressed
 if TYPE_CHECKING:
     import argparse
 
+    from coresnap.spool.stages import Dump
+
 _BLOCK_BYTES = 1 << 20
 
 
@@ -34,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument("dump", metavar="UUID", help="the dump, [STAGE/]BEGINNING-OF-UUID")
     parser.add_argument("-o", "--output", metavar="FILE", default="-", help="write to this new file; - is stdout")
+    parser.add_argument("--identity", metavar="FILE", help="the private key, of age or ssh, for what is encrypted")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--asset", dest="name", action="store_const", const=dumps.ASSETS, help="the TAR of evidence")
     what.add_argument("--snapshot", dest="name", action="store_const", const=dumps.SNAPSHOT, help="the snapshot")
@@ -45,18 +52,26 @@ def run(args: argparse.Namespace) -> int:
     if args.output == "-" and sys.stdout.isatty():
         raise Refused(f"a {args.name} is not for a terminal", hint="name a file with -o, or pipe it on")
     with dumps.open_to_read(dumps.dump_root(args.settings)) as spool, dumps.open_dump(spool, args.dump) as dump:
-        is_compressed, size_bytes = False, 0
-        if args.name == dumps.CORE:
+        is_compressed, size_bytes, is_sealed = False, 0, dumps.is_encrypted(dump, args.name)
+        if is_sealed:
+            source_fd, is_compressed = dumps.open_sealed(dump, args.name)
+            size_bytes = _size_bytes(dump, args.name)
+        elif args.name == dumps.CORE:
             source_fd, is_compressed = dumps.open_core(dump)
             size_bytes = dumps.load_record(dump)["core"]["size_bytes"] if is_compressed else 0
         else:
             source_fd = dumps.open_file(dump, args.name)
+    if is_sealed and args.identity is None:
+        how = "age -d -i KEY" + (" | zstd -d" if is_compressed else "")
+        terminal.note(f"it is encrypted, and written so: `{how}` reads it, or --identity KEY here")
+        is_sealed = is_compressed = False
+    copy = partial(_unseal, args.identity) if is_sealed else _copy_any
     if args.output == "-":
-        _copy_any(source_fd, 1, args.name, is_compressed, size_bytes)
+        copy(source_fd, 1, args.name, is_compressed, size_bytes)
         return 0
     target_fd = _create(args.output)
     try:
-        _copy_any(source_fd, target_fd, args.output, is_compressed, size_bytes)
+        copy(source_fd, target_fd, args.output, is_compressed, size_bytes)
     except BaseException as error:
         os.unlink(args.output)
         if isinstance(error, OSError):
@@ -81,12 +96,30 @@ def _copy_any(source_fd: int, target_fd: int, name: str, is_compressed: bool, si
         _copy(source_fd, target_fd, name)
 
 
+def _size_bytes(dump: Dump, name: str) -> int:
+    document = dumps.load_record(dump)
+    size_bytes: int = document["core" if name == dumps.CORE else "assets"]["size_bytes"]
+    return size_bytes
+
+
+def _unseal(identity: str, source_fd: int, target_fd: int, name: str, is_compressed: bool, size_bytes: int) -> None:
+    """Write an encrypted core or asset plainly. Raises Refused, BadInput, OSError."""
+    with dumps.unsealed(source_fd, is_compressed, identity) as pipe_fd:
+        _write(pipe_fd, target_fd, name, size_bytes)
+
+
 def _unpack(source_fd: int, target_fd: int, name: str, size_bytes: int) -> None:
-    """Write a compressed core plainly; to a regular file that is empty with holes. Raises Refused, BadInput, OSError."""
+    """Write a compressed core plainly. Raises Refused, BadInput, OSError."""
+    with compressed.opened(source_fd) as pipe_fd:
+        _write(pipe_fd, target_fd, name, size_bytes)
+
+
+def _write(pipe_fd: int, target_fd: int, name: str, size_bytes: int) -> None:
+    """Write what comes through a pipe, of `size_bytes`; to a regular file that is empty with holes. Raises OSError."""
     status = os.fstat(target_fd)
     sparse = stat.S_ISREG(status.st_mode) and not status.st_size
     done_bytes = 0
-    with Progress(name, size_bytes, lambda: done_bytes), compressed.opened(source_fd) as pipe_fd:
+    with Progress(name, size_bytes, lambda: done_bytes):
         for offset, block in compressed.pieces(pipe_fd, zeros=not sparse):
             if sparse:
                 durable.pwrite(target_fd, block, offset)

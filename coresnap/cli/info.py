@@ -224,6 +224,9 @@ def _kept(document: Record, files: list[str]) -> list[tuple[str, str]]:
     why = f"{words.TRUNCATED.get(truncated['reason'], printable(truncated['reason']))}; " if truncated else ""
     core_text = f"{human_bytes(core['size_bytes'])}, {core['class']} bit, {human_bytes(core['disk_bytes'])} on disk"
     core_text += ", compressed" if core["compressed_bytes"] is not None else ""
+    sealed = document["encrypted"]
+    names = ", ".join(printable(one, 100) for one in sealed["recipients"]) if sealed else ""
+    to = f"core and asset, by {printable(sealed['tool'], 40)}, to {names}" if sealed else ""
 
     def there(name: str, text: str) -> str:
         if dumps.has_file(files, name):
@@ -236,6 +239,7 @@ def _kept(document: Record, files: list[str]) -> list[tuple[str, str]]:
         ("Core", there(dumps.CORE, core_text)),
         ("Truncated", f"{why}whole it has {human_bytes(truncated['expected_bytes'])}" if truncated else ""),
         ("Asset", there(dumps.ASSETS, human_bytes(assets["size_bytes"])) if assets["size_bytes"] else "none"),
+        ("Encrypted", to),
         ("Missing in it", ", ".join(missing)),
         ("Snapshot", there(dumps.SNAPSHOT, human_bytes(snapshot["size_bytes"])) if snapshot else "none"),
     ]

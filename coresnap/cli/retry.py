@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from coresnap.ground.settings import Settings
     from coresnap.spool.stages import Dump, Spool
 
+_BY_HAND = "`coresnap dump --identity KEY` writes the core out, `coresnap import` takes it as a new dump"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
@@ -76,6 +78,8 @@ def _renew(spool: Spool, dump: Dump, loaded: Settings) -> None:
     if not durable.exists(dump.fd, dumps.SNAPSHOT):
         if not durable.exists(dump.fd, dumps.CORE):
             hint = f"`coresnap rm {dump.uuid[:8]}` removes what is left of it"
+            if document["encrypted"]:
+                raise Refused(f"{dump.stage}/{dump.uuid} has no snapshot, and its core is encrypted", hint=_BY_HAND)
             if durable.exists(dump.fd, stages.COMPRESSED):
                 hint = f"`coresnap dump {dump.uuid[:8]} -o core` and `coresnap import core` make it a new dump"
                 raise Refused(f"{dump.stage}/{dump.uuid}: its snapshot is gone, and its core compressed", hint=hint)

@@ -81,7 +81,8 @@ def drop_ins(settings: Settings) -> dict[str, list[str]]:
 
 
 def _process_seconds(settings: Values) -> int:
-    return (2 * settings.snapshot_timeout_usec + settings.defaults_timeout_usec) // 1_000_000 + _SPARE_SECONDS
+    steps = 3 if settings.encrypt_recipients else 2  # the snapshot, the compression, the encryption
+    return (steps * settings.snapshot_timeout_usec + settings.defaults_timeout_usec) // 1_000_000 + _SPARE_SECONDS
 
 
 def install(host: Host, settings: Settings) -> list[str]:

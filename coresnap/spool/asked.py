@@ -24,10 +24,8 @@ from coresnap.spool.record import Record
 VERSION = 1
 PATH = "/run/coresnap/query"
 OK, REFUSED, LATER = "ok", "refused", "later"
-_ENCRYPTED = ".age"
-_PLAIN = (stages.CORE, stages.COMPRESSED, "assets.tar", "snapshot")
 #: What of a dump its owner may read, encrypted or not. Its record comes with the list.
-FILES = (*_PLAIN, *(name + _ENCRYPTED for name in _PLAIN))
+FILES = (*stages.CORES, stages.ASSETS, stages.ASSETS + stages.AGE, "snapshot")
 #: The stages of finished dumps, the way that a dump goes: one that moves on while they are read is not missed.
 STAGES = (stages.PENDING, stages.SENDING, stages.COMMITTED, stages.FAILED)
 LIST_MAX_BYTES = 64 << 20

@@ -79,6 +79,7 @@ FIELDS: "dict[str, Any]" = {
     "reader_uid": _INT_OR_NULL,
     "package": _Optional(dict.fromkeys(("name", "version", "type", "architecture"), _STR_OR_NULL)),
     "snapshot": _Optional({"size_bytes": _INT, "sha256": _STR}),
+    "encrypted": _Optional({"tool": _STR, "recipients": _List(_STR, 32)}),
     "fingerprint": _STR_OR_NULL,
     "journaled_usec": _INT_OR_NULL,
     "pinned_usec": _INT_OR_NULL,
@@ -91,7 +92,7 @@ FIELDS: "dict[str, Any]" = {
 }
 
 #: What a record from before there was such a field has in it.
-_ADDED = {"fingerprint": None, "reader_uid": None, "pinned_usec": None, "core_removed": None, "sent_small": None}
+_ADDED = dict.fromkeys(("encrypted", "fingerprint", "reader_uid", "pinned_usec", "core_removed", "sent_small"))
 
 
 def parse(data: bytes) -> "Record":

@@ -94,7 +94,9 @@ def _flags(names: Collection[str], document: record.Record | None) -> int:
     flags = CORE if any(map(is_core, names)) else 0
     if "snapshot" in names and (document is None or document["snapshot"]):
         flags |= SNAPSHOT
-    if "assets.tar" in names and (document is None or document["assets"]["size_bytes"]):
+    if (stages.ASSETS in names or stages.ASSETS + stages.AGE in names) and (
+        document is None or document["assets"]["size_bytes"]
+    ):
         flags |= ASSETS
     if "receipt.json" in names:
         flags |= RECEIPT

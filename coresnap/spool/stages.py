@@ -30,8 +30,12 @@ STAGING, PENDING, SENDING, COMMITTED, FAILED = STAGES = ("staging", "pending", "
 
 #: Where a core has a name that stays, whichever stage its dump is in.
 LINKS = "by-uuid"
-#: A dump has one of them; both for the moment between the one and the other.
+#: What is encrypted has this at its end.
+AGE = ".age"
+#: A dump has one of them; more for the moment between the one and the other.
 CORE, COMPRESSED = "core", "core.zst"
+CORES = (CORE, COMPRESSED, CORE + AGE, COMPRESSED + AGE)
+ASSETS = "assets.tar"
 #: What is being removed lies in staging under this prefix.
 REMOVED = ".removed-"
 
@@ -224,7 +228,7 @@ class Spool:
             durable.sync(self.stage_fds[stage])
 
     def link_core(self, dump: Dump, core: str) -> str:
-        """Give the core, CORE or COMPRESSED, the name by which the journal knows it, wherever its dump moves; return that path."""
+        """Give the core, one of CORES, the name by which the journal knows it, wherever its dump moves; return that path."""
         name = f"{dump.uuid}.{core}"
         links_fd = self._links()
         try:
@@ -245,7 +249,7 @@ class Spool:
         """Unlink the journal's names of cores that are in no dump any more; of one dump's alone where that is given."""
         links_fd = self._links()
         try:
-            for name in [f"{uuid}.{core}" for core in (CORE, COMPRESSED)] if uuid else os.listdir(links_fd):
+            for name in [f"{uuid}.{core}" for core in CORES] if uuid else os.listdir(links_fd):
                 try:
                     alone = os.stat(name, dir_fd=links_fd, follow_symlinks=False).st_nlink == 1
                 except FileNotFoundError:

@@ -78,6 +78,17 @@ class SnapshotValues(CaptureValues):
         sparse. `coresnap dump`, `coresnap debug` and coredumpctl(1) read both.
         """,
     )
+    encrypt_recipients: tuple[str, ...] = row(
+        "encrypt.recipients",
+        kinds.Words(r"age1[0-9a-z]{10,200}|/[^\x00-\x20\x7f]{1,255}", "public keys of age, or paths of files", max_items=32),
+        "", "snapshot", """
+        Public keys to which core and asset are encrypted, once their snapshot is made, so that whoever has this machine cannot
+        read them: keys of age(1), `age1...`, and absolute paths of files with such keys, or with ssh's (ssh-ed25519, ssh-rsa),
+        one a line. Empty: nothing is encrypted. The private key belongs elsewhere. Where age fails, or is not installed, the dump
+        waits, and moves to failed after snapshot.attempts; it never goes on unencrypted. docs/confidentiality.md says what is
+        readable all the same.
+        """,
+    )
     defaults_command: tuple[str, ...] = row(
         "defaults.command", kinds.Argv(None, may_be_empty=True), "", "snapshot", """
         Command that is run before snapshot.command, with the executable's name as its last argument. What it prints,
