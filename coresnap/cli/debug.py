@@ -18,7 +18,7 @@ import shutil
 import stat
 from typing import TYPE_CHECKING
 
-from coresnap.cli import dumps, terminal
+from coresnap.cli import cores, dumps, terminal
 from coresnap.ground.errors import Refused
 from coresnap.ground.text import printable
 from coresnap.host import debug_cache
@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     with dumps.open_to_read(dumps.dump_root(args.settings)) as spool, dumps.open_dump(spool, args.dump) as dump:
         document = dumps.load_record(dump)
         victim = document["victim"]
-        core_fd = dumps.plain_core(dump, document, args.identity)
+        core_fd = cores.plain_core(dump, document, args.identity)
     exe = args.exe or _executable(victim["exe"])
     if exe is None:
         terminal.note(f"no executable {printable(victim['exe'] or '')} is there: no symbols; --exe FILE names another")

@@ -22,7 +22,7 @@ import sys
 from functools import partial
 from typing import TYPE_CHECKING
 
-from coresnap.cli import dumps, terminal
+from coresnap.cli import cores, dumps, terminal
 from coresnap.cli.terminal import Progress
 from coresnap.ground import durable
 from coresnap.ground.errors import Refused, TryLater
@@ -52,12 +52,12 @@ def run(args: argparse.Namespace) -> int:
     if args.output == "-" and sys.stdout.isatty():
         raise Refused(f"a {args.name} is not for a terminal", hint="name a file with -o, or pipe it on")
     with dumps.open_to_read(dumps.dump_root(args.settings)) as spool, dumps.open_dump(spool, args.dump) as dump:
-        is_compressed, size_bytes, is_sealed = False, 0, dumps.is_encrypted(dump, args.name)
+        is_compressed, size_bytes, is_sealed = False, 0, cores.is_encrypted(dump, args.name)
         if is_sealed:
-            source_fd, is_compressed = dumps.open_sealed(dump, args.name)
+            source_fd, is_compressed = cores.open_sealed(dump, args.name)
             size_bytes = _size_bytes(dump, args.name)
         elif args.name == dumps.CORE:
-            source_fd, is_compressed = dumps.open_core(dump)
+            source_fd, is_compressed = cores.open_core(dump)
             size_bytes = dumps.load_record(dump)["core"]["size_bytes"] if is_compressed else 0
         else:
             source_fd = dumps.open_file(dump, args.name)
@@ -104,7 +104,7 @@ def _size_bytes(dump: Dump, name: str) -> int:
 
 def _unseal(identity: str, source_fd: int, target_fd: int, name: str, is_compressed: bool, size_bytes: int) -> None:
     """Write an encrypted core or asset plainly. Raises Refused, BadInput, OSError."""
-    with dumps.unsealed(source_fd, is_compressed, identity) as pipe_fd:
+    with cores.unsealed(source_fd, is_compressed, identity) as pipe_fd:
         _write(pipe_fd, target_fd, name, size_bytes)
 
 

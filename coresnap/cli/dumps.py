@@ -6,8 +6,6 @@ from __future__ import annotations
 import os
 import re
 import stat
-import tempfile
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -17,12 +15,12 @@ from coresnap.cli.served import Served, ServedDump, that_opens
 from coresnap.ground import durable, settings
 from coresnap.ground.errors import BadInput, Refused, TryLater
 from coresnap.ground.text import printable
-from coresnap.spool import compressed, encrypted, index, inventory, record, sight, stages
+from coresnap.spool import index, inventory, record, sight, stages
 from coresnap.spool.inventory import Inventory
 from coresnap.spool.stages import Dump, Spool
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Sequence
+    from collections.abc import Collection, Sequence
 
     from coresnap.spool.record import Record
 
@@ -32,7 +30,6 @@ CORE, ASSETS, SNAPSHOT, RECEIPT = stages.CORE, "assets.tar", "snapshot", "receip
 LARGE = "/var/tmp"  # noqa: S108  # what is made there has no name
 SHORT = 12
 _PREFIX_LEAST = 4
-_HOW_TO_DECRYPT = "`coresnap dump` and `coresnap debug` take --identity FILE, the private key"
 _CANDIDATES_MOST = 8
 
 
@@ -65,13 +62,6 @@ def has_file(names: Collection[str], name: str) -> bool:
     """Say whether a dump that has these files has this one; a core may be compressed, and both it and the asset encrypted."""
     others = {CORE: stages.CORES, ASSETS: (ASSETS + stages.AGE,)}
     return name in names or any(other in names for other in others.get(name, ()))
-
-
-def is_encrypted(dump: Dump, name: str) -> bool:
-    """Say whether the dump has its core, or its asset, encrypted alone."""
-    names = names_of(dump)
-    plain = (CORE, stages.COMPRESSED) if name == CORE else (name,)
-    return not any(one in names for one in plain) and any(one + stages.AGE in names for one in plain)
 
 
 @dataclass(frozen=True)
@@ -262,7 +252,8 @@ def names_of(dump: Dump) -> list[str]:
     return dump.names if isinstance(dump, ServedDump) else os.listdir(dump.fd)
 
 
-def _open(dump: Dump, name: str) -> int:
+def open_plainly(dump: Dump, name: str) -> int:
+    """Open a file of the dump for reading. Raises OSError, BadInput."""
     return dump.open(name) if isinstance(dump, ServedDump) else durable.open_regular(dump.fd, name)
 
 
@@ -278,7 +269,7 @@ def read_file(dump: Dump, name: str, limit_bytes: int) -> bytes:
 def open_file(dump: Dump, name: str) -> int:
     """Open a file of the dump for reading. Raises Refused, BadInput, TryLater."""
     try:
-        return _open(dump, name)
+        return open_plainly(dump, name)
     except FileNotFoundError as error:
         hint = core_gone(_known_of(dump)) if name == CORE else ""
         raise Refused(f"{dump.stage}/{dump.uuid} has no {name}", hint=hint) from error
@@ -293,18 +284,6 @@ def _known_of(dump: Dump) -> Record | None:
         return None
 
 
-def open_core(dump: Dump) -> tuple[int, bool]:
-    """Open the dump's core for reading; say whether it is compressed. Raises Refused, BadInput."""
-    if is_encrypted(dump, CORE):
-        raise Refused(f"{dump.stage}/{dump.uuid}: its core is encrypted", hint=_HOW_TO_DECRYPT)
-    if CORE not in names_of(dump):  # it is unlinked once there is the other
-        try:
-            return _open(dump, stages.COMPRESSED), True
-        except FileNotFoundError:
-            pass
-    return open_file(dump, CORE), False
-
-
 def load_record(dump: Dump) -> Record:
     """Read the dump's record. Raises BadInput, Refused."""
     if isinstance(dump, ServedDump):
@@ -315,57 +294,6 @@ def load_record(dump: Dump) -> Record:
         raise BadInput(f"{dump.stage}/{dump.uuid}: {printable(str(error))}", hint=error.hint) from error
     except OSError as error:
         raise Refused(f"{dump.stage}/{dump.uuid}: {record.NAME}: {error.strerror}") from error
-
-
-def open_sealed(dump: Dump, name: str) -> tuple[int, bool]:
-    """Open the dump's encrypted core, or asset, as it is; say whether what is in it is compressed. Raises Refused."""
-    is_compressed = name == CORE and stages.COMPRESSED + stages.AGE in names_of(dump)
-    return open_file(dump, (stages.COMPRESSED if is_compressed else name) + stages.AGE), is_compressed
-
-
-@contextmanager
-def unsealed(fd: int, is_compressed: bool, identity: str) -> Iterator[int]:
-    """Yield a pipe of what is in an encrypted core or asset, unpacked, by the private key in the file `identity`.
-
-    Raises Refused, BadInput.
-    """
-    with ExitStack() as stack:
-        pipe_fd = stack.enter_context(encrypted.opened(fd, identity))
-        yield stack.enter_context(compressed.opened(pipe_fd)) if is_compressed else pipe_fd
-
-
-def plain_core(dump: Dump, document: Record, identity: str | None = None) -> int:
-    """Open the dump's core so that it opens again by its descriptor; a packed one is unpacked into a file without a name.
-
-    `identity` is the file of the private key, for one that is encrypted. Raises Refused, BadInput, TryLater.
-    """
-    if identity is not None and is_encrypted(dump, CORE):
-        return _decrypted(dump, document, identity)
-    fd, is_compressed = open_core(dump)
-    if not is_compressed:
-        return opens_again(fd)
-    try:
-        with tempfile.TemporaryFile(dir=LARGE) as file:
-            compressed.unpack(fd, file.fileno(), document["core"]["size_bytes"])
-            return os.dup(file.fileno())
-    except OSError as error:
-        raise TryLater(f"{LARGE}: {error.strerror}", hint="the core is unpacked there: free some space") from error
-    finally:
-        os.close(fd)
-
-
-def _decrypted(dump: Dump, document: Record, identity: str) -> int:
-    fd, is_compressed = open_sealed(dump, CORE)
-    try:
-        with tempfile.TemporaryFile(dir=LARGE) as file, unsealed(fd, is_compressed, identity) as pipe_fd:
-            for offset, piece in compressed.pieces(pipe_fd, zeros=False):
-                durable.pwrite(file.fileno(), piece, offset)
-            os.ftruncate(file.fileno(), document["core"]["size_bytes"])
-            return os.dup(file.fileno())
-    except OSError as error:
-        raise TryLater(f"{LARGE}: {error.strerror}", hint="the core is decrypted there: free some space") from error
-    finally:
-        os.close(fd)
 
 
 def opens_again(fd: int) -> int:

@@ -7,7 +7,7 @@ import os
 import tempfile
 from typing import TYPE_CHECKING
 
-from coresnap.cli import dumps
+from coresnap.cli import cores, dumps
 from coresnap.ground import program, runner
 from coresnap.ground.errors import BadInput, Refused, TryLater
 
@@ -24,7 +24,7 @@ def take(dump: Dump, document: Record, settings: Settings) -> bytes:
 
     It is a process of its own, as the stage's: it is the one that touches what crashed.
     """
-    fds = [dumps.plain_core(dump, document)]
+    fds = [cores.plain_core(dump, document)]
     try:
         argv = [*program.argv_of("take_snapshot"), *settings.report_options(), f"--kv=coresnap.object:{dump.uuid}"]
         if document["assets"]["size_bytes"] and dumps.ASSETS in dumps.names_of(dump):

@@ -24,7 +24,7 @@ import sys
 from argparse import SUPPRESS
 from typing import TYPE_CHECKING, Any
 
-from coresnap.cli import dumps, terminal
+from coresnap.cli import cores, dumps, terminal
 from coresnap.ground import settings
 from coresnap.ground.errors import BadInput, BadSettings, CoresnapError, Refused, TryLater
 from coresnap.ground.text import human_bytes, printable
@@ -130,7 +130,7 @@ def _of_core(dump: Dump) -> dict[str, str]:
     from coresnap.snapshot.core import open_core
     from coresnap.snapshot.modules import list_modules
 
-    fd, is_compressed = dumps.open_core(dump)
+    fd, is_compressed = cores.open_core(dump)
     with open(fd, "rb") as file:
         if is_compressed:
             raise Refused(f"{dump.stage}/{dump.uuid} has no snapshot, and its core is compressed")

@@ -78,6 +78,7 @@ def document(uuid: str, **changes: Any) -> record.Record:
         "reader_uid": None,
         "package": None,
         "snapshot": None,
+        "encrypted": None,
         "fingerprint": None,
         "journaled_usec": None,
         "pinned_usec": None,

@@ -24,6 +24,7 @@ GOOD: dict[str, Any] = {
     "reader_uid": None,
     "package": None,
     "snapshot": None,
+    "encrypted": {"tool": "age", "recipients": ["age1x"]},
     "fingerprint": None,
     "journaled_usec": None,
     "pinned_usec": None,
