@@ -265,7 +265,7 @@ def _run_command_on(request: dict[str, Any], files: dict[str, int]) -> Receipt:
     paths = {name: f"/proc/self/fd/{fd}" for name, fd in files.items()}
     values = {
         "S": paths["snapshot"],
-        "a": paths.get("assets.tar", os.devnull),
+        "a": paths.get("assets.tar", paths.get("assets.tar.age", os.devnull)),
         "B": request["uuid"],
         "P": request["project"],
         "t": request["project"],
