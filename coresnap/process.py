@@ -201,8 +201,10 @@ class Processing:
             return Verdict("failed", detail)
         if answer.get("status") != "done":
             return Verdict("later", detail or "the worker's answer cannot be understood")
-        if self.recipients.get(dump.uuid) and answer.get("encrypted") is not True:
-            return Verdict("later", "the worker has not encrypted the core")
+        if self.recipients.get(dump.uuid) and not encrypted.is_done(
+            dump, is_compressed=answer.get("compressed") is True
+        ):
+            return Verdict("later", "the worker has not encrypted the core, or not all of it")
         if document["snapshot"] is None:
             fd = durable.open_regular(dump.fd, SNAPSHOT)
             try:

@@ -6,7 +6,8 @@ or parked (somebody has to mend something), since when, and when it is tried nex
 
 --json prints one object: root, stages (dumps, disk_bytes, oldest_usec, latest_usec of each), free_bytes, total_bytes, keep_bytes
 (what dump.quota keeps free), ceiling_bytes, stores (store, project, state, since_usec, next_try_usec, failures, delivered, failed,
-detail of each), ledger (entries, last), foreign, core_pattern, core_pattern_is_ours.
+detail of each), ledger (entries, last), limits_reached (as `coresnap limits --json` has them), foreign,
+core_pattern, core_pattern_is_ours.
 
 examples:
   coresnap status
@@ -19,7 +20,7 @@ import os
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from coresnap.cli import dumps, kernel, losses, terminal, words
+from coresnap.cli import dumps, kernel, limits, losses, terminal, words
 from coresnap.ground import settings
 from coresnap.ground.errors import BadInput
 from coresnap.ground.text import human_bytes, printable
@@ -68,6 +69,7 @@ def _gather(spool: Spool, loaded: Settings) -> dict[str, Any]:
         "ceiling_bytes": loaded.dump_ceiling_bytes,
         "stores": stores(spool),
         "ledger": {"entries": len(found), "last": found[-1] if found else None},
+        "limits_reached": _limits(spool, loaded),
         "foreign": sorted(entries.foreign)[:_FOREIGN_MOST],
         "core_pattern": pattern,
         "core_pattern_is_ours": ours,
@@ -84,6 +86,14 @@ def stage_of(found: Inventory, stage: str) -> dict[str, Any]:
         "oldest_usec": min(times, default=None),
         "latest_usec": max(times, default=None),
     }
+
+
+def _limits(spool: Spool, loaded: Settings) -> list[dict[str, Any]]:
+    try:
+        return [one for one in limits.look(spool.root_fd, loaded) if one["reached"]]
+    except OSError as error:
+        terminal.note(f"limits: {error.strerror}: what they leave out is not shown")
+        return []
 
 
 def stores(spool: Spool) -> list[dict[str, Any]]:
@@ -106,10 +116,20 @@ def _print(known: dict[str, Any], loaded: Settings) -> None:
             *(("store", _store(store)) for store in known["stores"][:_STORES_MOST]),
             ("ceiling", f"{human_bytes(known['ceiling_bytes'])} (dump.ceiling)" if known["ceiling_bytes"] else ""),
             ("not kept", _lost(known["ledger"])),
+            ("limits", _reached(known["limits_reached"])),
             ("foreign", foreign),
             ("core_pattern", f"`{printable(known['core_pattern'], 200)}`, {ours}"),
         ]
     )
+
+
+def _reached(reached: list[dict[str, Any]]) -> str:
+    """Say which limits are reached just now; the one that crashed last is named."""
+    if not reached:
+        return ""
+    last = reached[-1]
+    more = f" and {len(reached) - 1} more" if len(reached) > 1 else ""
+    return f"limit.{last['kind']} of {printable(last['name'], 79)}{more} reached, {last['lost']} not kept: `coresnap limits`"
 
 
 def _held(held: dict[str, Any]) -> str:

@@ -58,9 +58,8 @@ def take(dump: Dump, document: Record, recipients: Sequence[str]) -> None:
     """
     wanted: list[str] = []
     if recipients and document["encrypted"] is None:
-        plain = [stages.COMPRESSED if document["core"]["compressed_bytes"] is not None else stages.CORE]
-        plain += [stages.ASSETS] if durable.exists(dump.fd, stages.ASSETS) else []
-        if all(_is_taken(dump, name) for name in plain):
+        plain = _plain(dump, is_compressed=document["core"]["compressed_bytes"] is not None)
+        if is_done(dump, is_compressed=plain[0] == stages.COMPRESSED):
             document["encrypted"] = {"tool": TOOL, "recipients": list(recipients)}
             document["core"]["disk_bytes"] = _status(dump, plain[0] + stages.AGE).st_blocks * 512
             wanted = [name + stages.AGE for name in plain]
@@ -70,9 +69,19 @@ def take(dump: Dump, document: Record, recipients: Sequence[str]) -> None:
                 durable.unlink(dump.fd, name)
 
 
+def is_done(dump: Dump, *, is_compressed: bool) -> bool:
+    """Say whether all that is to be encrypted is, and on the disk; the core in the form in which it is kept. Raises OSError."""
+    return all(_is_taken(dump, name) for name in _plain(dump, is_compressed=is_compressed))
+
+
+def _plain(dump: Dump, *, is_compressed: bool) -> list[str]:
+    assets = [stages.ASSETS] if durable.exists(dump.fd, stages.ASSETS) else []
+    return [stages.COMPRESSED if is_compressed else stages.CORE, *assets]
+
+
 def _is_taken(dump: Dump, name: str) -> bool:
     """Say whether the file is whole in its encrypted form, which is on the disk then."""
-    if not durable.exists(dump.fd, name + stages.AGE):
+    if not (durable.exists(dump.fd, name) and durable.exists(dump.fd, name + stages.AGE)):
         return False
     fd = durable.open_regular(dump.fd, name + stages.AGE)
     try:

@@ -72,6 +72,8 @@ def test_a_crash_loop_leaves_its_first_cores_and_is_counted(tmp_path: Path) -> N
     assert "to do: `coresnap list` has those that were kept" in told
     rows = {row["kind"]: row for row in json.loads(site.run("cli", "limits", "--json").stdout)}
     assert (rows["exe"]["kept"], rows["exe"]["lost"], rows["exe"]["reached"]) == (2, 5, True)
+    assert [row["kind"] for row in json.loads(site.run("cli", "status", "--json").stdout)["limits_reached"]] == ["exe"]
+    assert "reached, 5 not kept: `coresnap limits`" in site.run("cli", "status").stdout
     assert (rows["user"]["kept"], rows["user"]["lost"], rows["user"]["name"]) == (2, 0, str(crashed.uid))
 
 
