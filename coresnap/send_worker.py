@@ -23,6 +23,7 @@ import shutil
 import socket
 import tempfile
 import time
+from collections.abc import Iterable
 from contextlib import ExitStack
 from typing import Any
 
@@ -94,8 +95,7 @@ class _Kept:
     def _warn(self, warnings: tuple[str, ...]) -> None:
         """Say what is to be said of the store, once: one that is down is opened for each probe."""
         if warnings != self._warnings:
-            for warning in warnings:
-                print(f"coresnap send-worker: {printable(warning)}", file=sys.stderr, flush=True)
+            _tell(warnings)
         self._warnings = warnings
 
     def close(self) -> None:
@@ -103,6 +103,11 @@ class _Kept:
         if self._store is not None:
             self._store.close()
         self._store = None
+
+
+def _tell(lines: Iterable[str]) -> None:
+    for line in lines:
+        print(f"coresnap send-worker: {printable(line)}", file=sys.stderr, flush=True)
 
 
 def _is_outdated(request: dict[str, Any]) -> bool:
@@ -198,7 +203,9 @@ def _answer(kept: _Kept, request: dict[str, Any], files: dict[str, int]) -> dict
             if request["command"]:
                 receipt = _run_command(request, files)
             else:
-                receipt = kept.get(request).put(_delivery(request, files, whole_sha256))
+                store = kept.get(request)
+                receipt = store.put(_delivery(request, files, whole_sha256))
+                _tell(getattr(store, "remarks", ()))
     except StoreRefused as error:
         return {"status": "refused", "detail": error.line()}
     except (Parked, BadSettings, Refused) as error:  # no such store, no such command: no dump is to blame

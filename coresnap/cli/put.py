@@ -18,7 +18,7 @@ certificate or the coroner.cf is wrong. Behind HTTPS_PROXY, or the coroner.cf's 
 from __future__ import annotations
 
 import hashlib
-import json
+import mmap
 import os
 import re
 import stat
@@ -39,7 +39,8 @@ if TYPE_CHECKING:
 
     from coresnap.store import Receipt, Store
 
-_REPORT_MAX_BYTES = 256 << 20
+#: A string, or what begins or ends an object or a list. Possessive, it remembers nothing of where it could have gone.
+_JSON_TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+"|[{}\[\]]', re.DOTALL)
 _BLOCK_BYTES = 1 << 20
 _DAY_SECONDS = 86_400
 
@@ -147,14 +148,28 @@ def _uuid(path: str, fd: int, size_bytes: int, form: str, sha256: str) -> str:
     """Return what makes the report the same one each time: its own UUID, or one made of its bytes where it has none."""
     if form != "json":
         return str(uuids.UUID(hex=sha256[:32], version=4))
-    if size_bytes > _REPORT_MAX_BYTES:
-        raise BadInput(f"{path}: more than {human_bytes(_REPORT_MAX_BYTES)}")
     try:
-        return str(uuids.UUID(json.loads(os.pread(fd, size_bytes, 0))["uuid"]))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        with mmap.mmap(fd, size_bytes, access=mmap.ACCESS_READ) as report:
+            return str(uuids.UUID(_outermost(report, b'"uuid"')))
+    except (ValueError, OSError):
         raise BadInput(
             f"{path}: no report: a JSON object with a uuid expected", hint="--format says what else it is"
         ) from None
+
+
+def _outermost(report: mmap.mmap, wanted: bytes) -> str:
+    """Return the text under a key of the outermost object of a JSON document of any size. Raises ValueError where there is none."""
+    depth, key = 0, False
+    for match in _JSON_TOKEN.finditer(report):
+        token = match[0]
+        if token in (b"{", b"["):
+            depth += 1
+        elif token in (b"}", b"]"):
+            depth -= 1
+        elif key:
+            return token[1:-1].decode("ascii")
+        key = depth == 1 and token == wanted and report[match.end() : match.end() + 64].lstrip().startswith(b":")
+    raise ValueError("no such key")
 
 
 def _store(args: argparse.Namespace, delivery: Delivery) -> tuple[Store, Secret | None]:
@@ -198,6 +213,8 @@ def _put(args: argparse.Namespace, store: Store, delivery: Delivery) -> Receipt:
     progress = Progress(args.file, 0, position)
     with progress:
         receipt = store.put(delivery)
+    for remark in getattr(store, "remarks", ()):
+        terminal.note(remark)
     if args.verbose and sent()[1]:
         terminal.note(f"{args.file}: {human_bytes(sent()[1])} sent")
     return receipt

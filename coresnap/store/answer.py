@@ -21,11 +21,12 @@ from coresnap.store.face import NotTaken, Parked, Secret, StoreBusy, StoreRefuse
 _SECOND = 1_000_000
 _RETRY_MAX_USEC = 86_400 * _SECOND
 _RXID_MAX, _SAID_MAX, _DEPTH_MAX = 200, 200, 50
-_ERRORS = range(400, 600)
+_SUCCESSES, _ERRORS = range(200, 300), range(400, 600)
 _PASSING = {408, 425, 429}
 #: What concerns all that comes to a store; a 500 may be this one report's.
 _OVERLOADS = {*_PASSING, 502, 503, 504}
-_REFUSALS, _TOO_LARGE = {400, 422}, 413
+_REFUSALS = {400, 422}
+TOO_LARGE = 413
 #: Types that JSON comes under. A page of a portal's comes under none of them.
 _JSON_TYPES = re.compile(r"application/(json|[a-z0-9.+-]+\+json|octet-stream)|text/(json|plain)|")
 #: How stores say that they have a report of this UUID. A quota can be exceeded already; that is none of these.
@@ -57,15 +58,15 @@ def judge(answer: Answer, uuid: str, store: str, token: Secret, *, hosted: bool)
     code, said = _error(document)
     said = token.redact(said)
     status = answer.status
-    if status < 300 and code is None:
+    if status in _SUCCESSES and code is None:
         return _acknowledged(answer, document, store, token), False
     if _is_there(status, said, uuid):
         return uuid, True
-    if status < 300:  # an error under a success
+    if status in _SUCCESSES:  # an error under a success
         status = code if code is not None and code in _ERRORS else 0
     what = f"{store}: HTTP {answer.status}" + (f", error {code}" if code not in (None, answer.status) else "")
     what += f": {printable(said, _SAID_MAX)}" if said else ""
-    if status == _TOO_LARGE or (status in _REFUSALS and code is not None):  # what stands between says 400, too, in HTML
+    if status == TOO_LARGE or (status in _REFUSALS and code is not None):  # what stands between says 400, too, in HTML
         raise StoreRefused(what)
     if status in (401, 403):
         raise Parked(what, hint="it does not take the project's token", scope="project")

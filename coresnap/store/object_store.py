@@ -19,7 +19,7 @@ from coresnap.store import answer, body
 from coresnap.store.address import Address
 from coresnap.store.body import Body
 from coresnap.store.coroner import Coroner
-from coresnap.store.face import Delivery, Parked, Receipt, StoreRefused
+from coresnap.store.face import Delivery, Parked, Receipt, Secret, StoreRefused
 from coresnap.store.transport import Transport
 
 _OBJECT = "coresnap.object"
@@ -39,9 +39,13 @@ class ObjectStore:
         self._timeout_usec = timeout_usec
         self._transport = Transport(self.name, settings, _proxies(address, settings))
         self._body: Body | None = None
+        self.remarks: tuple[str, ...] = ()
 
     def put(self, delivery: Delivery) -> Receipt:
-        """Deliver a snapshot, and what goes with it, in one request; see face.Store."""
+        """Deliver a snapshot, and what goes with it, in one request; see face.Store.
+
+        Where that is too much for the store the snapshot goes alone, and `remarks` says so.
+        """
         if not is_uuid(delivery.uuid):
             raise StoreRefused(f"{delivery.uuid!r} is not a UUID")
         token = delivery.token or self._settings.tokens.get(delivery.project) or self._address.token
@@ -53,11 +57,13 @@ class ObjectStore:
         if form != "json" and _OBJECT not in dict(delivery.attributes):  # a report in JSON has its UUID in it
             named = (*delivery.attributes, (_OBJECT, delivery.uuid))
             delivery = dataclasses.replace(delivery, attributes=named)
-        with ExitStack() as stack:
-            self._body = body.make(delivery, form, stack)
-            in_query = () if delivery.attachments else delivery.attributes
-            url = self._address.url(token, form, in_query)
-            said = self._transport.post(url, self._body, token, self._timeout_usec)
+        self.remarks = ()
+        said = self._post(delivery, form, token)
+        if said.status == answer.TOO_LARGE and delivery.attachments:
+            names = ", ".join(attachment.name for attachment in delivery.attachments)
+            self.remarks = (f"{delivery.uuid}: {self.name} takes no more at once: it goes without {names}",)
+            delivery = dataclasses.replace(delivery, attachments=())
+            said = self._post(delivery, form, token)
         name, already_there = answer.judge(said, delivery.uuid, self.name, token, hosted=self._address.hosted)
         return Receipt(
             uuid=delivery.uuid,
@@ -69,6 +75,13 @@ class ObjectStore:
             sha256=delivery.sha256,
             already_there=already_there,
         )
+
+    def _post(self, delivery: Delivery, form: str, token: Secret) -> answer.Answer:
+        with ExitStack() as stack:
+            self._body = body.make(delivery, form, stack)
+            in_query = () if delivery.attachments else delivery.attributes
+            url = self._address.url(token, form, in_query)
+            return self._transport.post(url, self._body, token, self._timeout_usec)
 
     def progress(self) -> tuple[int, int]:
         """Return how many bytes of the delivery under way the system has been handed, and how many there are."""
@@ -84,7 +97,12 @@ def _proxies(address: Address, settings: Coroner) -> dict[str, str]:
     if settings.proxy == "none":
         return {}
     if not settings.proxy:
-        return dict(get_environ_proxies(address.origin, no_proxy=None))
+        found = dict(get_environ_proxies(address.origin, no_proxy=None))
+        if any("://" in proxy and not proxy.startswith(("http://", "https://")) for proxy in found.values()):
+            raise BadSettings(
+                "the environment names a proxy that is none of HTTP's", hint="`proxy = …` in the coroner.cf goes first"
+            )
+        return found
     if not settings.proxy.startswith(("http://", "https://")) or not settings.proxy.isprintable():
         raise BadSettings(f"{settings.path}: proxy: http://HOST:PORT expected")
     return {"http": settings.proxy, "https": settings.proxy}

@@ -119,7 +119,10 @@ class Transport:
             self.close()
             hint = "ssl.ca_file in the coroner.cf names the authorities to trust"
             raise Parked(f"{self._store}: its certificate is not trusted: {verification}", hint=hint)
-        return _words(failure)
+        said = _words(failure)
+        if said.endswith(" 407"):
+            raise Parked(f"{self._store}: {said}", hint="proxy = http://NAME:PASSWORD@HOST:PORT in the coroner.cf")
+        return said
 
     def _redirected(self, url: str, location: str, token: Secret) -> str:
         origin, target = address.redirected(url, location)
@@ -265,6 +268,13 @@ def _verification(failure: BaseException) -> str | None:
 def _words(failure: BaseException) -> str:
     """Say what failed, in the system's words or by kind; never in the library's, which quote the address."""
     errors = list(_chain(failure))
+    for error in errors:
+        if (
+            refusal := re.match(r"Tunnel connection failed: ([0-9]{3})\b", str(error))
+            if type(error) is OSError
+            else None
+        ):
+            return f"the proxy refuses: HTTP {refusal[1]}"
     for error in errors:
         if isinstance(error, OSError) and not isinstance(error, requests.RequestException) and error.strerror:
             proxy = "proxy: " if any(isinstance(one, requests.exceptions.ProxyError) for one in errors) else ""

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gc
 import gzip
 import hashlib
 import http.client
@@ -241,6 +242,7 @@ def test_no_token_is_nobodys_fault_but_the_projects(store: LyingStore, client: O
                 b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
                 b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 2\r\n\r\n{}",
                 b"HTTP/1.1 2000 OK\r\n\r\n",
+                b'HTTP/1.1 101 Go\r\nContent-Length: 32\r\n\r\n{"response": "ok", "_rxid": "1"}',
                 b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 1000 + b"\r\n",
                 b"HTTP/1.1 200 " + b"x" * 100_000,
                 b"HTTP/1.1 100 Continue\r\n\r\n" * 3,
@@ -283,6 +285,20 @@ def test_what_may_be_one_dumps_fault(store: LyingStore, make: Maker, lie: Lie, k
     with pytest.raises(TryLater) as caught:
         _put(store, make.delivery())
     assert type(caught.value) is kind
+
+
+def test_what_is_too_much_goes_without_its_attachments(store: LyingStore, client: ObjectStore, make: Maker) -> None:
+    """Also where the store says so at once, and hangs up on the rest."""
+    for kind in ("status", "early"):
+        store.plan = lambda number, kind=kind: Lie(kind, 413) if number % 2 == 0 else None  # type: ignore[misc]
+        delivery = make.delivery(b"", make.attachment("core", os.urandom(20 << 20)), attributes=(("a", "b"),))
+        assert not client.put(delivery).already_there
+        assert client.remarks == (f"{delivery.uuid}: {store.address} takes no more at once: it goes without core",)
+        assert store.objects[delivery.uuid].attachments == {}
+        assert store.objects[delivery.uuid].attributes == {"a": "b"}
+    store.plan = lambda _number: None
+    client.put(make.delivery())
+    assert client.remarks == ()
 
 
 @pytest.mark.parametrize("shape", [0, 1, 2])
@@ -556,6 +572,28 @@ def test_a_proxy_of_the_environment(
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     _put(store, make.delivery())
     assert len(proxy.heads) == 1
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # http.client forgets the proxy's answer
+def test_a_proxy_that_refuses(make: Maker) -> None:
+    """It is asked for a tunnel, and wants a name and a password, or does not want to."""
+    with LyingStore(plan=lambda number: Lie("early", (407, 403)[number])) as proxy:
+        for kind, said in ((Parked, "the proxy refuses: HTTP 407"), (TryLater, "the proxy refuses: HTTP 403")):
+            client = _client("https://localhost:6098", f"proxy = {proxy.address}")
+            with pytest.raises(kind, match=said):
+                client.put(make.delivery())
+            client.close()
+        assert [request.line.split()[0] for request in proxy.requests] == ["CONNECT", "CONNECT"]
+    gc.collect()
+
+
+def test_a_proxy_of_another_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", "socks5://name:secret@localhost:1080")
+    monkeypatch.delenv("https_proxy", raising=False)
+    with pytest.raises(BadSettings, match="none of HTTP's") as caught:
+        _client("https://store.example")
+    assert "secret" not in caught.value.line()
+    _client("https://store.example", "proxy = none").close()
 
 
 def test_a_proxy_that_is_not_there(make: Maker) -> None:

@@ -171,13 +171,39 @@ def test_what_is_wrong_is_said_before_anything_is_sent(
     assert store.requests == []
 
 
-@pytest.mark.parametrize("data", [b"", b"{}", b'{"uuid": 7}', b'{"uuid": "x"}', b"{" * 100_000, b'{"uuid": "\xff"}'])
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"{}",
+        b'{"uuid": 7}',
+        b'{"uuid": "x"}',
+        b"{" * 100_000,
+        b'{"uuid": "\xff"}',
+        b'{"a": {"uuid": "00000000000000000000000000000000"}}',
+        b'{"uuid": ',
+        b'{"uuid": "00000000',
+    ],
+)
 def test_what_is_no_report(desk: Desk, store: LyingStore, data: bytes) -> None:
     desk.report.write_bytes(data)
     done = desk.put("web", desk.report)
     assert done.returncode == 65
     assert str(desk.report) in done.stderr
     assert store.requests == []
+
+
+def test_a_report_of_any_size(desk: Desk, store: LyingStore) -> None:
+    """Its UUID stands at its end, after what looks like one; it is not read into memory."""
+    with desk.report.open("w") as file:
+        file.write('{"a": {"uuid": "no"}, "b": ["uuid", "no"], "uui\\"d": "no", "c": "uuid", "more": "')
+        for text in ("0123456789abcdef", '\\\\\\"{[}]:,') * 10:
+            file.write(text * (1 << 16))
+        file.write(f'", "uuid" : "{desk.uuid}"}}')
+    argv = [*PUT, "-c", str(desk.coroner), "web", str(desk.report)]
+    limited = ["sh", "-c", 'ulimit -v 400000; exec "$@"', "sh", *argv]  # a backtracking search takes 2.5 GB for it
+    subprocess.run(limited, cwd=REPOSITORY, stdout=subprocess.DEVNULL, check=True, timeout=120)
+    assert desk.uuid in store.objects
 
 
 def test_a_file_that_is_another_by_then_stays(desk: Desk, store: LyingStore) -> None:

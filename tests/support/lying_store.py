@@ -47,7 +47,8 @@ class Lie:
     #: answer. slow-answer: store, then a byte of the answer every `value` seconds. slow-refusal: the same without storing.
     #: status: this status. error: HTTP 200 with this error code. busy: 429 with this Retry-After. redirect: 307 to there.
     #: type: store, and call the answer of this type. page: a page of a portal's. huge: so many bytes of JSON.
-    #: garbage: a broken answer. twice: store, and say that it was there. verbatim: these bytes.
+    #: early: this status before the body has been read, and hang up. garbage: a broken answer.
+    #: twice: store, and say that it was there. verbatim: these bytes.
     kind: str
     value: Any = None
 
@@ -183,6 +184,10 @@ class LyingStore:
             reader.left_bytes = value
         request.line, request.headers = reader.head()
         method, request.address, _version = request.line.split(" ")
+        if kind == "early":
+            connection.sendall(f"HTTP/1.1 {value} Early\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".encode())
+            request.status = value
+            return False
         with tempfile.TemporaryFile() as body:
             reader.body(request.headers, body)
             status, document = self._judge(method, request, body, stores=kind in _STORES)
