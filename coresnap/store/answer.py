@@ -56,7 +56,6 @@ def judge(answer: Answer, uuid: str, store: str, token: Secret, *, hosted: bool)
     """
     document = _document(answer)
     code, said = _error(document)
-    said = token.redact(said)
     status = answer.status
     if status in _SUCCESSES and code is None:
         return _acknowledged(answer, document, store, token), False
@@ -65,7 +64,7 @@ def judge(answer: Answer, uuid: str, store: str, token: Secret, *, hosted: bool)
     if status in _SUCCESSES:  # an error under a success
         status = code if code is not None and code in _ERRORS else 0
     what = f"{store}: HTTP {answer.status}" + (f", error {code}" if code not in (None, answer.status) else "")
-    what += f": {printable(said, _SAID_MAX)}" if said else ""
+    what += f": {_shown(said, _SAID_MAX, token)}" if said else ""
     if status == TOO_LARGE or (status in _REFUSALS and code is not None):  # what stands between says 400, too, in HTML
         raise StoreRefused(what)
     if status in (401, 403):
@@ -81,10 +80,15 @@ def judge(answer: Answer, uuid: str, store: str, token: Secret, *, hosted: bool)
     raise (TryLater if status in _OVERLOADS else NotTaken)(what)
 
 
+def _shown(text: str, most: int, token: Secret) -> str:
+    """Return what a store says as it may be told, without the token: before it is escaped, and after."""
+    return token.redact(printable(token.redact(text), most))
+
+
 def _acknowledged(answer: Answer, document: dict[str, Any] | None, store: str, token: Secret) -> str:
     """Return the name that the store gave to what it has taken."""
     if document is None:
-        kind = printable(token.redact(answer.content_type), 60)
+        kind = _shown(answer.content_type, 60, token)
         why = (
             f"it is {kind}" if kind and not _is_json(answer.content_type) else "it is no JSON object of a few kilobytes"
         )
@@ -94,7 +98,7 @@ def _acknowledged(answer: Answer, document: dict[str, Any] | None, store: str, t
     rxid = document.get("_rxid")
     if document.get("response") != "ok" or not isinstance(rxid, str) or not 0 < len(rxid) <= _RXID_MAX:
         raise NotTaken(f"{store}: HTTP {answer.status}, but the answer does not say that the report was taken")
-    return printable(token.redact(rxid), _RXID_MAX)
+    return _shown(rxid, _RXID_MAX, token)
 
 
 def _is_there(status: int, said: str, uuid: str) -> bool:
