@@ -80,6 +80,10 @@ class Processing:
     def store(self) -> None:
         """Return none: a snapshot stays here."""
 
+    def mended(self) -> bool:
+        """Nothing is parked."""
+        return False
+
     def project(self, _document: Record) -> str:
         """Return none."""
         return ""

@@ -70,6 +70,7 @@ class Sending:
         self.limit_usec = settings.send_timeout_usec + _GRACE_USEC
         self.owner = settings.dump_owner()
         self.tally: Tally | None = None
+        self._coroner_nsec = _changed_nsec(settings.send_coroner)
 
     def enter(self, spool: Spool, clock: Clock) -> None:
         """Learn how often each bug has been reported today."""
@@ -132,6 +133,11 @@ class Sending:
         settings = self.settings
         return f"command:{settings.send_command[0]}" if settings.send_command else settings.store_address()
 
+    def mended(self) -> bool:
+        """Say whether the coroner.cf has changed: it may have a token now that it had not."""
+        before, self._coroner_nsec = self._coroner_nsec, _changed_nsec(self.settings.send_coroner)
+        return before != self._coroner_nsec
+
     def project(self, document: Record) -> str:
         """Return the project that format.N chooses."""
         victim = document["victim"]
@@ -171,6 +177,13 @@ class Sending:
         if status != "later":
             return Verdict("later", "the worker's answer cannot be understood")
         return Verdict("later", detail or "without a word", retry_usec, "dump" if scope == "dump" else "store")
+
+
+def _changed_nsec(path: str) -> int:
+    try:
+        return os.stat(path).st_mtime_ns
+    except OSError:
+        return 0
 
 
 def _first_there(dump: Dump, names: list[str]) -> list[str]:

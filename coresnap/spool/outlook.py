@@ -222,6 +222,12 @@ class Outlook:
         self._wait(standing, self._spread(wait_usec), detail)
         return wait_usec
 
+    def look_again(self) -> None:
+        """Have those that are parked probed now: somebody has changed something."""
+        for key, standing in self._standings.items():
+            if standing.state == PARKED:
+                self._due_usec[key] = self.clock.now_usec()
+
     def troubles(self) -> list[str]:
         """Return a line for each store, or project, that takes nothing now; of many the first few."""
         lines = []

@@ -170,6 +170,8 @@ class Owner:
     def _scan(self) -> None:
         """Look what is in the stage."""
         self.scan_usec = self.clock.now_usec() + _RESCAN_USEC
+        if self.trade.mended() and self.outlook:
+            self.outlook.look_again()
         there = set(self.spool.uuids(self.trade.stage))
         self.line.prune(there)
         self.line.add(there - self.workers.working())

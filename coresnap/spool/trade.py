@@ -52,6 +52,9 @@ class Trade(Protocol):
     def store(self) -> str | None:
         """Return the name of the store that the stage's dumps go to now; None where they go to none."""
 
+    def mended(self) -> bool:
+        """Say whether what may have parked a store has been changed since the last call."""
+
     def project(self, document: Record, /) -> str:
         """Return the project of a dump."""
 

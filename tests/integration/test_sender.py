@@ -253,6 +253,18 @@ def test_a_clock_that_is_set_back_stalls_nothing(sender: Sender) -> None:
     assert sender.stage(uuid) == "committed"
 
 
+def test_a_changed_coroner_cf_has_what_is_parked_tried_within_a_minute(tmp_path: Path) -> None:
+    sender = Sender(tmp_path)
+    coroner = tmp_path / "none"
+    coroner.write_text("x")
+    uuid = sender.dump()
+    sender.says(("job", "send", {"status": "parked", "detail": "no token", "scope": "project"}))
+    sender.clock.at(20 * MINUTE + SECOND, lambda: os.utime(coroner))
+    sender.clock.at(20 * MINUTE + SECOND, sender.says)
+    sender.live(22 * MINUTE)
+    assert sender.stage(uuid) == "committed"
+
+
 @pytest.mark.parametrize("answer", [BUSY, {"status": "parked", "detail": "401", "scope": "store"}])
 def test_a_touched_dump_is_tried_now(sender: Sender, answer: dict[str, Any]) -> None:
     """As `coresnap retry` touches it; when it gets through all do, but for the one that was tried first, which has its own wait."""
