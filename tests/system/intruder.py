@@ -3,7 +3,7 @@
 """A command that tries to get out of its sandbox, and says on standard output what it could do.
 
 Run as `intruder SNAPSHOT` in the processor's worker, as `intruder - SNAPSHOT` in the sender's, as `intruder query` in place of
-the query service. Each attempt has a child of its own, since some are answered by death.
+the query service, as `intruder hook` as a hook. Each attempt has a child of its own, since some are answered by death.
 """
 
 from __future__ import annotations
@@ -99,6 +99,9 @@ _OF_THE_QUERY = {
 }
 
 
+_OF_A_HOOK = {"another dump": another_dump, "mount": mount}
+
+
 def attempt(body: Callable[[], None]) -> str:
     """Try one in a child; return done, or what stopped it."""
     read_fd, write_fd = os.pipe()
@@ -124,6 +127,9 @@ def main() -> int:
         return 1
     if sys.argv[1] == "query":
         print("INTRUDER query", json.dumps({what: attempt(body) for what, body in _OF_THE_QUERY.items()}), flush=True)
+        return 0
+    if sys.argv[1] == "hook":
+        print("INTRUDER hook", json.dumps({what: attempt(body) for what, body in _OF_A_HOOK.items()}), flush=True)
         return 0
     print("INTRUDER snapshot", json.dumps({what: attempt(body) for what, body in _ATTEMPTS.items()}), flush=True)
     with open(sys.argv[1], "w", encoding="ascii") as file:

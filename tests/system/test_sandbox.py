@@ -60,7 +60,7 @@ def hostile() -> Iterator[Machine]:
         machine.sh(
             "chmod 755 /usr/local/bin/intruder; mkdir -p /etc/coresnap\n"
             "printf '%s\\n' 'snapshot.command = /usr/local/bin/intruder %S' 'send.command = /usr/local/bin/intruder - %S'"
-            " 'snapshot.memory = 64G' 'command.output = inherit' > /etc/coresnap/coresnap.conf\n"
+            " 'on.sending = /usr/local/bin/intruder hook' 'snapshot.memory = 64G' 'command.output = inherit' > /etc/coresnap/coresnap.conf\n"
             "systemd-run -q python3 -m http.server --bind 127.0.0.1 8099\n"
             "systemd-run -q --uid=coresnap sleep 424242\n"
             "systemctl enable --now coresnapd 2>&1\n"
@@ -158,3 +158,19 @@ def test_without_its_line_the_query_service_would_let_it_out(hostile: Machine, w
         assert _asked(hostile)[what] == "done"
     finally:
         _whole(hostile, "coresnap-query@.service")
+
+
+@pytest.mark.parametrize(
+    ("what", "lines"),
+    [
+        ("another dump", ["InaccessiblePaths=", "User=coresnap", "Group=coresnap"]),
+        ("mount", _PROCESSOR["mount"]),
+    ],
+)
+def test_a_hook_is_kept_in_by_its_unit(hostile: Machine, what: str, lines: list[str]) -> None:
+    assert _reports(hostile, "hook")[what] != "done"
+    _without(hostile, "coresnap-hook@.service", lines)
+    try:
+        assert _reports(hostile, "hook")[what] == "done"
+    finally:
+        _whole(hostile, "coresnap-hook@.service")
