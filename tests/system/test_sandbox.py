@@ -60,7 +60,8 @@ def hostile() -> Iterator[Machine]:
         machine.sh(
             "chmod 755 /usr/local/bin/intruder; mkdir -p /etc/coresnap\n"
             "printf '%s\\n' 'snapshot.command = /usr/local/bin/intruder %S' 'send.command = /usr/local/bin/intruder - %S'"
-            " 'on.sending = /usr/local/bin/intruder hook' 'snapshot.memory = 64G' 'command.output = inherit' > /etc/coresnap/coresnap.conf\n"
+            " 'on.sending = /usr/local/bin/intruder hook'"
+            " 'snapshot.memory = 64G' 'command.output = inherit' > /etc/coresnap/coresnap.conf\n"
             "systemd-run -q python3 -m http.server --bind 127.0.0.1 8099\n"
             "systemd-run -q --uid=coresnap sleep 424242\n"
             "systemctl enable --now coresnapd 2>&1\n"
