@@ -97,6 +97,8 @@ class Served(Spool):
         try:
             wire.send(self._connection, asked.request(self.path, what, **more))
             received = wire.receive(self._connection, max_fds=1)
+        except ConnectionError:
+            received = None
         except OSError as error:
             why = "no answer" if isinstance(error, TimeoutError) else error.strerror
             raise TryLater(f"the query service: {why}", hint="try again, or ask as root") from error
