@@ -7,6 +7,8 @@ The store is on this machine, and the guest's only way to it a cable that can be
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -209,6 +211,45 @@ def test_beyond_a_limit_the_kernel_is_told_no_and_why_tells_it(site: Site) -> No
         assert told[0]["reason"] == "rate"
     finally:
         guest.sh(f"rm {drop_in}; {reload}")
+
+
+#: Has a word in its memory that stands nowhere else, not in its command line either.
+_MARKED = "import ctypes; word = str(2**89 - 1) * 3; ctypes.string_at(16)"
+_MARK = str(2**89 - 1) * 3
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not shutil.which("age"), reason="needs age(1)")
+def test_what_is_encrypted_the_machine_cannot_read_and_its_user_can(site: Site, tmp_path: Path) -> None:
+    guest = site.guest
+    made = subprocess.run(["age-keygen", "-o", tmp_path / "key"], capture_output=True, text=True, check=True)
+    age = Path(shutil.which("age") or "").read_bytes()  # needs nothing of the machine that it runs on
+    guest.run("sh", "-c", "cat > /usr/local/bin/age; chmod 755 /usr/local/bin/age", stdin=age)
+    drop_in = "/etc/coresnap/coresnap.conf.d/20-encrypt.conf"
+    reload = "systemctl reload coresnapd; coresnap config --compile"
+    before = _listed(site, "alice")
+    crash = _as("alice", f"python3 -c '{_MARKED}'")
+    find = f"grep -rl {_MARK} /var/lib/coresnap || true"
+    guest.sh(f"echo 'core.compress = none' > {drop_in}; {reload}; {crash} || true")
+    all_committed(guest)
+    (plain,) = _listed(site, "alice") - before
+    assert plain in guest.sh(find).stdout
+    guest.sh(f"coresnap rm -y {plain}")
+    guest.sh(f"echo 'encrypt.recipients = {made.stderr.split()[-1]}' >> {drop_in}; {reload}; {crash} || true")
+    try:
+        all_committed(guest)
+        (uuid,) = _listed(site, "alice") - before
+        names = guest.sh(f"ls /var/lib/coresnap/committed/{uuid}").stdout.split()
+        assert set(names) == {"assets.tar.age", "core.age", "dump.json", "receipt.json", "snapshot"}
+        assert guest.sh(find).stdout == ""
+        assert uuid in site.store.objects
+        refused = guest.sh(f"coresnap dump {uuid} -o /root/core 2>&1", check=False)
+        assert (refused.status, "encrypted" in refused.stdout) == (69, True)
+        guest.run("sh", "-c", "install -m 600 -o alice /dev/stdin /tmp/key", stdin=(tmp_path / "key").read_bytes())
+        debug = f"coresnap debug {uuid} --identity /tmp/key -- -batch -ex bt"
+        assert "#0" in guest.sh(_as("alice", debug), seconds=300).stdout
+    finally:
+        guest.sh(f"rm -f {drop_in} /tmp/key; {reload}")
 
 
 def test_the_token_is_in_no_line_and_in_no_file_but_its_own(site: Site) -> None:
