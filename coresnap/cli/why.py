@@ -155,6 +155,8 @@ def _gone(entry: Entry) -> str:
 
 def _to_do(entry: Entry) -> str:
     beginning = entry.uuid[:8]
+    key = " --identity KEY" if entry.record and entry.record["encrypted"] else ""
+    opens = f"`coresnap debug {beginning}{key}` opens the core"
     if entry.core_is_gone:
         if entry.stage == stages.COMMITTED:
             return f"`coresnap info {beginning}` has its receipt"
@@ -162,10 +164,10 @@ def _to_do(entry: Entry) -> str:
             return f"`coresnap retry {beginning}` delivers its snapshot now"
         return f"`coresnap rm {beginning}` removes what is left"
     if entry.stage == stages.COMMITTED:
-        return f"`coresnap info {beginning}` has its receipt, `coresnap debug {beginning}` opens the core"
+        return f"`coresnap info {beginning}` has its receipt, {opens}"
     if entry.stage == stages.FAILED or (entry.record and entry.record["next_try_usec"] is not None):
-        return f"`coresnap retry {beginning}` tries again now, `coresnap debug {beginning}` opens the core"
-    return f"nothing, as long as coresnapd runs; `coresnap debug {beginning}` opens the core"
+        return f"`coresnap retry {beginning}` tries again now, {opens}"
+    return f"nothing, as long as coresnapd runs; {opens}"
 
 
 def _tell_lost(loss: dict[str, Any]) -> None:

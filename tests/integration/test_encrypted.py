@@ -128,6 +128,7 @@ def test_the_command_line_writes_it_as_it_is_and_decrypts_it_with_the_key(tmp_pa
     assert "MISSING" not in told
     assert site.run("cli", "list").stdout.split()[1] == "csa"
     assert "is encrypted" in site.run("cli", "debug", beginning).stderr
+    assert f"`coresnap debug {beginning} --identity KEY` opens" in site.run("cli", "why", dump.name).stdout
     debugged = site.run("cli", "debug", beginning, *identity, "--", "-batch", "-ex", "bt")
     assert "store_here" in debugged.stdout or " in store" in debugged.stdout or "die" in debugged.stdout, debugged
 
@@ -207,6 +208,7 @@ def test_a_key_file_that_others_can_write_is_not_believed_and_nothing_goes_on(tm
         before = path.read_text()
         path.write_text(before if text is None else text)
         path.chmod(mode)
+        assert "encrypt.recipients: " in site.run("cli", "config", "--check", str(site.settings), settings=False).stderr
         done = site.run("process", "--once")
         assert "encrypt.recipients: " in done.stderr
         stage, dump, _document = _only(site)

@@ -208,7 +208,10 @@ class _Merge:
         settings = Settings(**self._values, formats=rules, origins=self._origins, files=tuple(self._files))
         _mode, uid, gid = settings.dump_owner()
         missing = [("dump_user", "user")] * (uid < 0) + [("dump_group", "group")] * (gid < 0)
-        return replace(settings, warnings=tuple(filter(None, (self._absent(settings, *pair) for pair in missing))))
+        warnings = [self._absent(settings, *pair) for pair in missing]
+        if settings.encrypt_recipients:
+            warnings.append(_unencryptable(settings))
+        return replace(settings, warnings=tuple(filter(None, warnings)))
 
     def _absent(self, settings: Settings, name: str, what: str) -> str:
         """Note that a user or group is not there: a problem if it was asked for, else a warning, which is returned."""
@@ -218,6 +221,19 @@ class _Merge:
         text = f"{printable(self._origins[name])}: `{row.name} = {value}`: there is no such {what} on this machine"
         self.problems.append(BadSettings(text, hint=f"allowed: {row.kind.allowed()}"))
         return ""
+
+
+def _unencryptable(settings: Settings) -> str:
+    """Say why nothing could be encrypted as things are, which somebody may mend before a core comes; nothing where it could."""
+    from coresnap.ground import recipients, runner  # few settings need them, and they take long to import
+
+    try:
+        recipients.read(settings.encrypt_recipients)
+    except BadSettings as error:
+        return f"{error.line()}: dumps will wait in pending"
+    if not any(os.access(f"{directory}/age", os.X_OK) for directory in runner.ENVIRONMENT["PATH"].split(":")):
+        return "encrypt.recipients: age is not installed: dumps will wait, and then fail"
+    return ""
 
 
 def _name(name: str) -> str:
