@@ -272,7 +272,7 @@ def test_what_an_answer_means(store: LyingStore, make: Maker, lie: Lie, error: t
     [
         (Lie("status", 500), NotTaken),
         (Lie("page"), NotTaken),
-        (Lie("drop-request", 400), NotTaken),
+        (Lie("drop-request", 300), NotTaken),
         (Lie("drop-answer", 0), NotTaken),
         (Lie("status", 503), TryLater),
         (Lie("status", 429), TryLater),
@@ -299,6 +299,33 @@ def test_what_is_too_much_goes_without_its_attachments(store: LyingStore, client
     store.plan = lambda _number: None
     client.put(make.delivery())
     assert client.remarks == ()
+
+
+def test_a_connection_that_breaks_at_any_byte(store: LyingStore, client: ObjectStore, make: Maker) -> None:
+    """Of the request or of the answer: what was not acknowledged whole is asked for again, and stored once."""
+    client.put(make.delivery())
+    asked, answered = 520, 260  # more than either has
+    cuts = [
+        *(("drop-request", count) for count in range(1, asked)),
+        *(("drop-answer", count) for count in range(answered)),
+    ]
+    early = {"drop-request": 0, "drop-answer": 0}
+    for kind, count in cuts:
+        delivery = make.delivery()
+        store.plan = lambda _number, kind=kind, count=count: Lie(kind, count)  # type: ignore[misc]
+        try:
+            first = client.put(delivery)
+        except TryLater:
+            early[kind] += 1
+        else:
+            assert delivery.uuid in store.objects, (kind, count)
+            assert not first.already_there
+        store.plan = lambda _number: None
+        client.put(delivery)
+        assert store.objects[delivery.uuid].upload[1] == delivery.sha256
+    assert len(store.objects) == len(cuts) + 1
+    assert 250 < early["drop-request"] < asked - 10, "some had gone through before"
+    assert 150 < early["drop-answer"] < answered - 10
 
 
 @pytest.mark.parametrize("shape", [0, 1, 2])

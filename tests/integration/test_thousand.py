@@ -7,6 +7,9 @@ import hashlib
 import json
 import os
 import random
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +22,7 @@ from tests.support import certificates, hours, spools
 from tests.support.deliveries import TOKEN
 from tests.support.hours import HOUR, Hours
 from tests.support.lying_store import Lie, LyingStore, Plan, lies
+from tests.support.site import REPOSITORY
 from tests.support.spools import Made
 from tests.support.workers import Worker
 
@@ -83,9 +87,9 @@ def test_each_dump_is_stored_once_whatever_the_store_says(tmp_path: Path, capfd:
     )
 
 
-def _fill(made: Made) -> dict[str, str]:
+def _fill(made: Made, count: int = _COUNT) -> dict[str, str]:
     chance, expected = random.Random(_SEED), {}
-    for _ in range(_COUNT):
+    for _ in range(count):
         uuid = new_uuid()
         report = _report(uuid, chance)
         expected[uuid] = hashlib.sha256(report).hexdigest()
@@ -97,6 +101,41 @@ def _fill(made: Made) -> dict[str, str]:
             snapshot={"size_bytes": len(report), "sha256": expected[uuid]},
         )
     return expected
+
+
+def test_whoever_is_killed_while_a_report_is_under_way(tmp_path: Path) -> None:
+    """The owner or its worker, when a report comes to the store or when it has been taken: it is stored once all the same."""
+    running: list[subprocess.Popen[bytes]] = []
+    killed: list[str] = []
+
+    def kills(number: int) -> Lie | None:
+        what = ("worker", "owner", "worker, taken", "owner, taken", "")[number % 5]
+        if not what:
+            return None
+        killed.append(what)
+        owner = running[-1].pid
+        workers = Path(f"/proc/{owner}/task/{owner}/children").read_text().split()
+        for pid in [owner] if what.startswith("owner") else map(int, workers):
+            os.kill(pid, signal.SIGKILL)
+        return Lie("drop-answer", 0) if what.endswith("taken") else Lie("drop-request", 1)
+
+    with LyingStore(tokens={TOKEN}, plan=kills) as store:
+        coroner = _coroner(tmp_path, store.address)
+        lines = ["send.retry = 1ms", "send.jobs = 1", "format.1 = web"]
+        made = spools.make(tmp_path, f"send.coroner = {coroner}", *lines)
+        expected = _fill(made, 10)
+        argv = [sys.executable, "-m", "coresnap.send", "--once", "--settings", str(made.configuration)]
+        for _run in range(200):
+            with subprocess.Popen(argv, cwd=REPOSITORY, stderr=subprocess.DEVNULL) as process:
+                running.append(process)
+                process.wait(60)
+            committed = {path.name for path in (made.root / stages.COMMITTED).iterdir()}
+            if committed == expected.keys():
+                break
+        assert committed == expected.keys()
+        assert {uuid: stored.upload[1] for uuid, stored in store.objects.items()} == expected
+    assert len(set(killed)) == 4
+    assert any(stored.offered > 1 for stored in store.objects.values())
 
 
 def _request(store: Path, data: bytes, uuid: str, **changes: Any) -> dict[str, Any]:

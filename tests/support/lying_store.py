@@ -43,12 +43,12 @@ _REASONS = {200: "OK", 307: "Temporary Redirect", 400: "Bad Request", 401: "Unau
 class Lie:
     """What to do to one request, in place of an honest answer. `value` is what the kind says."""
 
-    #: drop-request: hang up after so many bytes of the request. drop-answer: store, then hang up after so many bytes of the
-    #: answer. slow-answer: store, then a byte of the answer every `value` seconds. slow-refusal: the same without storing.
-    #: status: this status. error: HTTP 200 with this error code. busy: 429 with this Retry-After. redirect: 307 to there.
-    #: type: store, and call the answer of this type. page: a page of a portal's. huge: so many bytes of JSON.
-    #: early: this status before the body has been read, and hang up. garbage: a broken answer.
-    #: twice: store, and say that it was there. verbatim: these bytes.
+    #: drop-request: hang up after so many bytes of the request, if it has them. drop-answer: store, then hang up after so
+    #: many bytes of the answer. slow-answer: store, then a byte of the answer every `value` seconds. slow-refusal: the same
+    #: without storing. status: this status. early: this status before the body has been read, and hang up. error: HTTP 200
+    #: with this error code. busy: 429 with this Retry-After. redirect: 307 to there. type: store, and call the answer of
+    #: this type. page: a page of a portal's. huge: so many bytes of JSON. garbage: a broken answer. twice: store, and say
+    #: that it was there. verbatim: these bytes.
     kind: str
     value: Any = None
 
@@ -271,7 +271,7 @@ class LyingStore:
 
 
 #: The kinds of lie that store what came, as no lie does.
-_STORES = ("", "drop-answer", "slow-answer", "type", "twice", "verbatim-stored")
+_STORES = ("", "drop-request", "drop-answer", "slow-answer", "type", "twice")
 
 
 def _duplicate(shape: int, rxid: str) -> tuple[int, bytes]:

@@ -84,7 +84,8 @@ class DeliveryValues(SnapshotValues):
     send_coroner: str = row(
         "send.coroner", kinds.PATH, "/usr/local/etc/coroner.cf", "send", """
         Coroner's configuration file: the address of an object store and a token for each project. Where this file exists
-        that store takes the place of send.store. root alone need be able to read it.
+        that store takes the place of send.store. Under systemd root alone need be able to read it, elsewhere the user
+        that coresnap runs as.
         """,
     )
     send_store: str = row(
