@@ -23,8 +23,21 @@ HEADER = b"age-encryption.org/v1\n"
 
 
 def encrypt(source_fd: int, target_fd: int, keys: Sequence[str], timeout_usec: int, abandon_fd: int = -1) -> str:
-    """Encrypt a file into another, empty one; return why that failed, or nothing. Raises nothing but OSError."""
+    """Encrypt a file into another, empty one; return why that failed, or nothing: it is empty again then.
+
+    What are holes in the one is as long as all else in the other. Raises nothing but OSError.
+    """
+    problem = _encrypt(source_fd, target_fd, keys, timeout_usec, abandon_fd)
+    if problem:
+        os.ftruncate(target_fd, 0)  # there are captures that need the room
+    return problem
+
+
+def _encrypt(source_fd: int, target_fd: int, keys: Sequence[str], timeout_usec: int, abandon_fd: int) -> str:
     os.lseek(source_fd, 0, os.SEEK_SET)
+    size_bytes, disk = os.fstat(source_fd).st_size, os.fstatvfs(target_fd)
+    if size_bytes + size_bytes // 1000 > disk.f_bavail * disk.f_frsize:
+        return f"the disk has no room for {size_bytes} bytes more, holes and all"
     try:
         made = runner.run(
             [TOOL, "--encrypt", *(word for key in keys for word in ("--recipient", key))],
@@ -37,7 +50,7 @@ def encrypt(source_fd: int, target_fd: int, keys: Sequence[str], timeout_usec: i
         return error.line()
     if made.status:
         return f"{TOOL}: {made.ending()}"
-    return "" if is_whole(target_fd, os.fstat(source_fd).st_size) else f"{TOOL}: what it wrote is not whole"
+    return "" if is_whole(target_fd, size_bytes) else f"{TOOL}: what it wrote is not whole"
 
 
 def is_whole(fd: int, plain_bytes: int) -> bool:

@@ -99,6 +99,22 @@ def test_what_is_handed_over_is_captured(tmp_path: Path, site: Site) -> None:
     assert document["assets"]["missing"] == []
 
 
+def test_what_the_settings_forbid_is_refused_over_the_hand_over_as_elsewhere(tmp_path: Path) -> None:
+    site = Site(tmp_path / "site", **{"limit.exe": "1/1h"})
+    with _service(site, tmp_path) as (_process, path), crash([build("crash"), "segv", "3"]) as crashed:
+        proc_fd = os.open(f"/proc/{crashed.pid}", os.O_RDONLY | os.O_DIRECTORY)
+        for _crash in range(3):
+            with crashed.core.open("rb") as core:
+                fds = [core.fileno(), proc_fd]
+                assert handover.offer(path, time.monotonic_ns(), crashed.core_pattern(), fds, _WAIT_MSEC)
+        os.close(proc_fd)
+        site.wait_for("pending", 1)
+    assert site.stages() == ["pending"]
+    assert [(loss["reason"], loss["count"], loss["pid"]) for loss in site.ledger()] == [
+        ("rate", count, crashed.pid) for count in (1, 2)
+    ]
+
+
 def test_a_crash_that_is_taken_back_is_neither_captured_twice_nor_recorded(
     tmp_path: Path, site: Site, real_core: Path
 ) -> None:

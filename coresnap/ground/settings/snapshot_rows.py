@@ -85,7 +85,8 @@ class SnapshotValues(CaptureValues):
         Public keys to which core and asset are encrypted, once their snapshot is made, so that whoever has this machine cannot
         read them: keys of age(1), `age1...`, and absolute paths of files with such keys, or with ssh's (ssh-ed25519, ssh-rsa),
         one a line. Empty: nothing is encrypted. The private key belongs elsewhere. Where age fails, or is not installed, the dump
-        waits, and moves to failed after snapshot.attempts; it never goes on unencrypted. docs/confidentiality.md says what is
+        waits, and moves to failed after snapshot.attempts; it never goes on unencrypted. A core with holes grows by them where it
+        is not compressed before: leave core.compress at zstd. docs/confidentiality.md says what is
         readable all the same.
         """,
     )
