@@ -58,12 +58,13 @@ class ObjectStore:
             named = (*delivery.attributes, (_OBJECT, delivery.uuid))
             delivery = dataclasses.replace(delivery, attributes=named)
         self.remarks = ()
-        said = self._post(delivery, form, token)
+        until_usec = time.monotonic_ns() // 1000 + self._timeout_usec
+        said = self._post(delivery, form, token, until_usec)
         if said.status == answer.TOO_LARGE and delivery.attachments:
             names = ", ".join(attachment.name for attachment in delivery.attachments)
             self.remarks = (f"{delivery.uuid}: {self.name} takes no more at once: it goes without {names}",)
             delivery = dataclasses.replace(delivery, attachments=())
-            said = self._post(delivery, form, token)
+            said = self._post(delivery, form, token, until_usec)
         name, already_there = answer.judge(said, delivery.uuid, self.name, token, hosted=self._address.hosted)
         return Receipt(
             uuid=delivery.uuid,
@@ -76,12 +77,13 @@ class ObjectStore:
             already_there=already_there,
         )
 
-    def _post(self, delivery: Delivery, form: str, token: Secret) -> answer.Answer:
+    def _post(self, delivery: Delivery, form: str, token: Secret, until_usec: int) -> answer.Answer:
         with ExitStack() as stack:
             self._body = body.make(delivery, form, stack)
             in_query = () if delivery.attachments else delivery.attributes
             url = self._address.url(token, form, in_query)
-            return self._transport.post(url, self._body, token, self._timeout_usec)
+            left_usec = max(until_usec - time.monotonic_ns() // 1000, 1)
+            return self._transport.post(url, self._body, token, left_usec)
 
     def progress(self) -> tuple[int, int]:
         """Return how many bytes of the delivery under way the system has been handed, and how many there are."""

@@ -83,11 +83,11 @@ class Transport:
         with _silent(token), self._limited(timeout_usec) as expired:
             for _ in range(_REDIRECTIONS):
                 reused = self._answered > 0
-                outcome = self._try(url, body)
+                outcome = self._try(url, body, timeout_usec)
                 if isinstance(outcome, str) and reused and not expired.is_set():
-                    outcome = self._try(url, body)  # the store had closed the connection that was kept
+                    outcome = self._try(url, body, timeout_usec)  # the store had closed the connection that was kept
                 if expired.is_set():
-                    outcome = f"it took longer than {timeout_usec // 1_000_000} s"
+                    outcome = "it took longer than it may"
                 if isinstance(outcome, str):
                     reached = bool(self._watched)
                     self.close()
@@ -98,11 +98,13 @@ class Transport:
                 url = self._redirected(url, location, token)
         raise Parked(f"{self._store} redirects without end")
 
-    def _try(self, url: str, body: Body) -> tuple[Answer, str] | str:
+    def _try(self, url: str, body: Body, timeout_usec: int) -> tuple[Answer, str] | str:
         """Post once; return the answer and where it redirects to, or why there is none."""
+        connect, idle = self._timeouts
+        timeouts = min(connect, timeout_usec / 1e6), idle
         try:
             with self._session.post(
-                url, data=body, headers=body.headers, timeout=self._timeouts, allow_redirects=False, stream=True
+                url, data=body, headers=body.headers, timeout=timeouts, allow_redirects=False, stream=True
             ) as response:
                 answer = _read(response), response.headers.get("Location", "")
             self._answered += 1
