@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -211,6 +212,19 @@ def test_a_coroner_cf_is_all_that_it_takes(tmp_path: Path, real_core: Path) -> N
     assert site.stored() == []
     assert TOKEN not in done.stdout + done.stderr + json.dumps([receipt, document])
     assert "can read it: chmod 600" in done.stderr
+
+
+def test_the_core_goes_along_where_it_is_to(tmp_path: Path, real_core: Path) -> None:
+    with LyingStore(tokens={TOKEN}) as store:
+        site = Site(tmp_path / "site", **{"send.core": "yes"})
+        (tmp_path / "site" / "coroner.cf").write_text(f"write = {store.address}\nblackhole = {TOKEN}\n")
+        assert site.archive(real_core).returncode == 0
+        done = site.once()
+    ((stage, path),) = site.dumps()
+    assert stage == "committed", done.stderr
+    kept = {name: (path / name).read_bytes() for name in ("core.zst", "assets.tar")}
+    told = {name: (len(data), hashlib.sha256(data).hexdigest()) for name, data in kept.items()}
+    assert store.objects[path.name].attachments == told
 
 
 def test_an_object_store_that_cannot_be_reached_is_not_passed_over(tmp_path: Path, real_core: Path) -> None:
