@@ -69,7 +69,7 @@ def parse(text: str, universe: str = "", *, where: str) -> Address:
     query = parse_qs(parts.query)
     token = query.get("token", [""])[0]
     hosted = parts.hostname == HOSTED
-    if len(segments) == 3 and segments[2] in FORMATS:
+    if len(segments) == 3 and (hosted or segments[2] in FORMATS):
         hosted, (universe, token, _form) = True, segments
     elif hosted and segments:
         universe = segments[0] if len(segments) == 1 else ""

@@ -29,11 +29,17 @@ _REFUSALS = {400, 422}
 TOO_LARGE = 413
 #: Types that JSON comes under. A page of a portal's comes under none of them.
 _JSON_TYPES = re.compile(r"application/(json|[a-z0-9.+-]+\+json|octet-stream)|text/(json|plain)|")
-#: How stores say that they have a report of this UUID. A quota can be exceeded already; that is none of these.
+#: How stores say that they have a report of this UUID, which is nowhere written down. A quota can be exceeded already; that is
+#: none of these.
 _THERE = re.compile(
     r"\bduplicate\b|\balready (exists?|there|present|stored|known|received|submitted|uploaded|processed)\b",
     re.IGNORECASE,
 )
+_OF_A_REPORT = re.compile(r"\b(uuid|report|object)\b", re.IGNORECASE)
+_NOTHING_ELSE = re.compile(r"\W*(duplicate|already \w+)\W*", re.IGNORECASE)
+#: The same of the UUID itself: any word of a clash, unless it is denied.
+_CLASH = re.compile(r"\b(conflicts?|collision|collides|not unique|in use|exists)\b", re.IGNORECASE)
+_DENIED = re.compile(r"\b(no|never|none|not (?!unique))\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -103,11 +109,14 @@ def _acknowledged(answer: Answer, document: dict[str, Any] | None, store: str, t
 
 def _is_there(status: int, said: str, uuid: str) -> bool:
     """Say whether an error means that the store has the report. In doubt it does not."""
-    if status not in (200, 400, 409, 422) or not _THERE.search(said):
+    if status not in (200, 400, 409, 422):
         return False
-    return (
-        status == 409 or uuid in said.lower() or re.search(r"\b(uuid|report|object)\b", said, re.IGNORECASE) is not None
-    )
+    of_uuid = uuid in said.lower() or re.search(r"\buuid\b", said, re.IGNORECASE) is not None
+    if of_uuid and _CLASH.search(said) and not _DENIED.search(said):
+        return True
+    if not _THERE.search(said):
+        return False
+    return of_uuid or _OF_A_REPORT.search(said) is not None or _NOTHING_ELSE.fullmatch(said) is not None
 
 
 def _document(answer: Answer) -> dict[str, Any] | None:

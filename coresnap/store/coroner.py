@@ -22,6 +22,7 @@ a token.
 
 from __future__ import annotations
 
+import codecs
 import os
 import re
 import stat
@@ -206,14 +207,16 @@ def parse(data: bytes, path: str, mode: int = 0, beside: str = "") -> Coroner:
 def _lines(data: bytes, path: str) -> Iterator[tuple[int, str | None, str, str]]:
     """Yield number, section, key and value of each line that has them; the section is None before the first."""
     section = None
-    for number, raw in enumerate(data.split(b"\n"), 1):
+    for number, raw in enumerate(data.removeprefix(codecs.BOM_UTF8).split(b"\n"), 1):
+        if raw.lstrip()[:1] in (b"#", b";"):
+            continue
         try:
             line = raw.decode("ascii").strip()
         except UnicodeDecodeError:
             raise BadSettings(f"{path}:{number}: not ASCII") from None
         if len(line) > _LINE_MAX or "\0" in line:
             raise BadSettings(f"{path}:{number}: a line of more than {_LINE_MAX} characters, or with a NUL")
-        if not line or line[0] in "#;":
+        if not line:
             continue
         if line[0] == "[":
             if not re.fullmatch(r"\[[A-Za-z0-9_. -]{1,64}\]", line):

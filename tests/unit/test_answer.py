@@ -6,6 +6,8 @@ from __future__ import annotations
 import json
 import random
 
+import pytest
+
 from coresnap.ground.errors import BadSettings, TryLater
 from coresnap.store import NotTaken, Parked, Secret, StoreBusy, StoreRefused, answer, coroner
 from coresnap.store.answer import Answer
@@ -66,13 +68,50 @@ def test_an_acknowledgement_says_so() -> None:
         taken += not there
         assert _TOKEN.reveal() not in name.lower()
         if there:
-            assert "already exist" in document["error"]["message"].lower()
+            assert answer._THERE.search(document["error"]["message"])
         else:
             assert (document["response"], came.status // 100, "error" in document) == ("ok", 2, False)
             assert document["_rxid"]
     assert taken > _COUNT // 100
     assert all(line.isprintable() for line in said)
     assert _TOKEN.reveal() not in "".join(said).lower()
+
+
+@pytest.mark.parametrize(
+    ("said", "there"),
+    [
+        (f"report {_UUID.upper()} already exists", True),
+        ("duplicate uuid", True),
+        ("UUID conflict", True),
+        (f"{_UUID} is not unique", True),
+        (f"{_UUID} exists", True),
+        ("object was already received", True),
+        ("Already exists.", True),
+        ("the report's UUID collides", True),
+        ("uuid is missing", False),
+        ("invalid uuid", False),
+        ("no such uuid exists", False),
+        ("not a uuid", False),
+        ("version conflict", False),
+        ("duplicate key: name", False),
+        ("uuid does not conflict", False),
+        ("already exists: another attachment of this name", False),
+        ("quota already exceeded for this report", False),
+        ("the project no longer exists", False),
+        ("", False),
+    ],
+)
+def test_how_stores_say_that_a_report_is_there(said: str, there: bool) -> None:
+    for status in (200, 400, 409, 422):
+        body = json.dumps({"error": {"code": 400, "message": said}}).encode()
+        came = Answer(status, body, content_type="application/json")
+        if there:
+            assert answer.judge(came, _UUID, "store", _TOKEN, hosted=True) == (_UUID, True)
+        else:
+            with pytest.raises((StoreRefused, NotTaken)):
+                answer.judge(came, _UUID, "store", _TOKEN, hosted=True)
+    with pytest.raises(TryLater):
+        answer.judge(Answer(500, body, content_type="application/json"), _UUID, "store", _TOKEN, hosted=True)
 
 
 def test_a_coroner_cf_of_any_bytes() -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import time
 from pathlib import Path
@@ -23,7 +24,7 @@ def _tokens(read: Coroner) -> dict[str, str]:
 
 def test_the_form_with_sections() -> None:
     text = f"""
-        # Our own store.
+        # Our own store in Köln.
         [universe]
         name = universe
         write = https://crashes.example:6098
@@ -37,7 +38,7 @@ def test_the_form_with_sections() -> None:
         blackhole = {HEX}
         name = "{HEX[::-1]}"
         """
-    read = parse(text.encode(), PATH)
+    read = parse(codecs.BOM_UTF8 + text.replace("\n", "\r\n").encode(), PATH)
     assert (read.universe, read.write) == ("universe", "https://crashes.example:6098")
     assert _tokens(read) == {"blackhole": HEX, "name": HEX[::-1]}
     assert read.verify_host
@@ -167,6 +168,7 @@ def test_a_file_that_has_changed_in_the_future_is_not_waited_for(
         ("https://submit.backtrace.io/", "https://submit.backtrace.io/u/T/json", "https://submit.backtrace.io/u"),
         ("https://submit.backtrace.io:443/v", "https://submit.backtrace.io/v/T/json", "https://submit.backtrace.io/v"),
         ("submit.backtrace.io/v/abc/btt", "https://submit.backtrace.io/v/T/json", "https://submit.backtrace.io/v"),
+        ("submit.backtrace.io/v/abc/plcrash", "https://submit.backtrace.io/v/T/json", "https://submit.backtrace.io/v"),
         ("https://Store.example/v/abc/json", "https://store.example/v/T/json", "https://store.example/v"),
         ("https://h:6098", "https://h:6098/post?format=json&token=T", "https://h:6098"),
         ("https://h:6098/api/post", "https://h:6098/api/post?format=json&token=T", "https://h:6098"),
