@@ -157,6 +157,8 @@ def replace_cache(dir_fd: int, name: str, parts: "Iterable[Bytes]", mode: int, u
         status = os.fstat(fd)
         if (there.st_dev, there.st_ino) != (status.st_dev, status.st_ino) or not stat.S_ISREG(status.st_mode):
             return False
+        if status.st_nlink != 1 or status.st_uid not in (os.geteuid(), os.fstat(dir_fd).st_uid):
+            return False  # it is something else's, which whoever owns the directory has put there
         _own(fd, name, mode, uid, gid)
         truncate(fd, 0)
         for part in parts:

@@ -11,6 +11,7 @@ import os
 import time
 from array import array
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from coresnap.ground import durable
@@ -206,7 +207,8 @@ def _look(spool: Spool, listed: dict[str, list[str]], file: str = "") -> _Seen:
             data = pipe.read(8 * len(rest))
             was_killed = len(data) < 8 * len(rest)
             seen[stage] += _changes(spool.stage_fds[stage], rest) if was_killed else array("Q", data)
-    os.waitpid(pid, 0)
+    with suppress(ChildProcessError):  # where SIGCHLD is ignored
+        os.waitpid(pid, 0)
     return seen
 
 

@@ -18,14 +18,14 @@ PEER = "a bare loop of os.scandir and json.load over them"
 BAR = f"≤ 3 × {PEER}"
 _DUMPS = 1000
 #: What an installed console script consists of.
-_CONSOLE_SCRIPT = "import sys; from coresnap.cli import main; sys.exit(main())"
-_LOOP = """
+CONSOLE_SCRIPT = "import sys; from coresnap.cli import main; sys.exit(main())"
+#: The least that reads all records.
+LOOP = """
 import json, os, sys
-for stage in os.scandir(sys.argv[1]):
-    if stage.is_dir():
-        for dump in os.scandir(stage):
-            with open(dump.path + "/dump.json") as file:
-                json.load(file)
+for stage in sys.argv[1:]:
+    for dump in os.scandir(stage):
+        with open(dump.path + "/dump.json") as file:
+            json.load(file)
 """
 
 
@@ -33,8 +33,8 @@ def measure(work: Path, runs: int) -> list[Figure]:
     """Return the figure. Raises Unmeasurable."""
     spool = Spool.make(work / "listing")
     _fill(spool)
-    command = python("-c", _CONSOLE_SCRIPT, "list", "--settings", str(spool.configuration))
-    loop = python("-c", _LOOP, str(spool.root))
+    command = python("-c", CONSOLE_SCRIPT, "list", "--settings", str(spool.configuration))
+    loop = python("-c", LOOP, *spool.stages)
     os.chdir(REPOSITORY)
     _check(command, work)
     pairs = alternate(runs, lambda: run(command).wall_usec, lambda: run(loop).wall_usec)

@@ -24,7 +24,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from tests.bench import backlog, copying, delivery, first_read, guests, listing, page, snapshots
+from tests.bench import backlog, copying, delivery, first_read, guests, hundred_thousand, listing, page, snapshots
 from tests.bench.pairs import Figure, attempt
 from tests.bench.spool import REPOSITORY
 
@@ -33,6 +33,7 @@ _MEASURES: dict[str, tuple[str, str, Callable[[Path, int], list[Figure]], int]] 
     "copying": (copying.MEASURE, copying.BAR, copying.measure, 7),
     "first-read": (first_read.MEASURE, first_read.BAR, first_read.measure, 31),
     "delivery": (delivery.MEASURE, delivery.BAR, delivery.measure, 15),
+    "hundred-thousand": (hundred_thousand.MEASURE, hundred_thousand.BAR, hundred_thousand.measure, 7),
     "listing": (listing.MEASURE, listing.BAR, listing.measure, 15),
     "snapshot-1gb": (snapshots.LARGE, snapshots.BAR, snapshots.large, 15),
     "snapshot-threads": (snapshots.THREADS, snapshots.BAR, snapshots.threads, 9),

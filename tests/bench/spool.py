@@ -43,6 +43,11 @@ class Spool:
         return self.directory / "spool"
 
     @property
+    def stages(self) -> list[str]:
+        """The directories of the stages."""
+        return [str(self.root / stage) for stage in STAGES]
+
+    @property
     def configuration(self) -> Path:
         """The configuration file."""
         return self.directory / "coresnap.conf"

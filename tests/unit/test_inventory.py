@@ -262,6 +262,23 @@ def test_an_index_that_cannot_be_written_is_no_matter(made: Made, monkeypatch: p
     assert not (made.root / index.NAME).exists()
 
 
+def test_who_owns_the_spool_cannot_have_another_file_written(made: Made, tmp_path: Path) -> None:
+    """Root writes the index, too: a second name of another file is no place for it, nor is a link."""
+    other = tmp_path / "other"
+    other.write_text("precious")
+    os.link(other, made.root / f".{index.NAME}.new")
+    _take(made)
+    assert other.read_text() == "precious"
+    (made.root / f".{index.NAME}.new").unlink()
+    (made.root / f".{index.NAME}.new").symlink_to(other)
+    _take(made)
+    os.mkfifo(made.root / "fifo")
+    (made.root / "fifo").rename(made.root / f".{index.NAME}.new")
+    _take(made)
+    assert other.read_text() == "precious"
+    assert not (made.root / index.NAME).exists()
+
+
 def test_two_do_not_write_it_at_once(made: Made) -> None:
     fd = os.open(made.root / f".{index.NAME}.new", os.O_RDWR | os.O_CREAT, 0o600)
     fcntl.flock(fd, fcntl.LOCK_EX)
