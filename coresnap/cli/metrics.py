@@ -101,7 +101,9 @@ def _samples(spool: Spool, loaded: Settings) -> Iterator[Sample]:
         yield "coresnap_cores_not_kept_total", {"reason": reason}, total
     yield from _stores(status.stores(spool))
     yield from _latest(spool, found)
-    yield "coresnap_core_pattern_owned", {}, int(kernel.core_pattern()[1])
+    pattern, ours = kernel.core_pattern()
+    if pattern:  # else it cannot be read
+        yield "coresnap_core_pattern_owned", {}, int(ours)
 
 
 def _stores(stores: list[dict[str, Any]]) -> Iterator[Sample]:
