@@ -113,7 +113,7 @@ def _print(known: dict[str, Any], loaded: Settings) -> None:
             ("spool", printable(known["root"])),
             *((stage, _held(held)) for stage, held in known["stages"].items()),
             ("room", _room(known, loaded)),
-            *(("store", _store(store)) for store in known["stores"][:_STORES_MOST]),
+            *(("store", _store(store)) for store in _told(known["stores"])),
             ("ceiling", f"{human_bytes(known['ceiling_bytes'])} (dump.ceiling)" if known["ceiling_bytes"] else ""),
             ("not kept", _lost(known["ledger"])),
             ("limits", _reached(known["limits_reached"])),
@@ -142,6 +142,11 @@ def _held(held: dict[str, Any]) -> str:
 def _ages(held: dict[str, Any]) -> str:
     oldest, latest = words.ago(held["oldest_usec"]), words.ago(held["latest_usec"])
     return f"of {oldest}" if oldest == latest else f"the oldest {oldest}, the latest {latest}"
+
+
+def _told(stores: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the stores, and those of their projects that take nothing; of too many the first."""
+    return [one for one in stores if one["project"] is None or one["state"] != outlook.UP][:_STORES_MOST]
 
 
 def _store(store: dict[str, Any]) -> str:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from coresnap.ground import inotify
-from coresnap.spool import ledger, quota, stages
+from coresnap.spool import ledger, outlook, quota, stages
 from tests.crash import build
 from tests.support import spools
 
@@ -707,6 +707,36 @@ def test_debug_without_executable_or_debugger(made: Made, tmp_path: Path) -> Non
 
 
 # status
+
+
+def test_status_tells_how_the_stores_stand(made: Made) -> None:
+    standings = [
+        {"store": "https://one", "delivered": 7},
+        {"store": "https://one", "project": "quiet"},
+        {
+            "store": "https://one",
+            "project": "app",
+            "state": "parked",
+            "since_usec": 5,
+            "next_try_usec": 10**18,
+            "detail": HOSTILE,
+        },
+        {"store": "https://two", "state": "waiting", "next_try_usec": 10**18, "failures": 3, "detail": "no route"},
+    ]
+    stores = [vars(outlook.Standing(**known)) for known in standings]  # type: ignore[arg-type]
+    (made.root / outlook.NAME).write_text(json.dumps({"version": 1, "stores": stores}))
+    told = coresnap(made, "status").stdout
+    assert "https://one: up, 7 delivered" in told
+    assert "https://one, project app: parked since" in told
+    assert "next try in " in told
+    assert "quiet" not in told
+    assert "https://two: waiting since" in told
+    assert all(line.isprintable() for line in told.splitlines())
+    assert json.loads(coresnap(made, "status", "--json").stdout)["stores"] == stores
+    (made.root / outlook.NAME).write_text("[" * 10_000)
+    broken = coresnap(made, "status")
+    assert broken.returncode == 0
+    assert "how the stores stand is not shown" in broken.stderr
 
 
 def test_status_counts_what_is_there(made: Made) -> None:
