@@ -55,7 +55,7 @@ def _purge(options: argparse.Namespace, log: Log) -> int:
     loaded = settings.load(options.settings)
     with Spool(loaded.dump_root) as spool:
         if not loaded.purge_disabled:
-            planned = plan_for(spool, loaded)
+            planned = plan_for(spool, loaded, each=True)
             if options.dry_run:
                 _show(planned)
                 return 0

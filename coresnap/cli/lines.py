@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from itertools import repeat
 from typing import TYPE_CHECKING
 
 from coresnap.cli import terminal, words
@@ -23,7 +24,9 @@ def lines(found: Inventory, chosen: Sequence[int], *, whole: bool) -> Iterator[s
     """Yield the lines of these dumps in columns, many at a time, and the count; `whole` has the whole UUIDs in them."""
     stage_of, uuids, times = found.stage_numbers(), found.uuids, found["time_usec"]
     flags, exe, comm = (found[name] for name in ("flags", "exe", "comm"))
-    keys = {(flags[number], exe[number], comm[number]) for number in chosen}
+    keys = set(zip(flags, exe, comm, strict=True))
+    if len(chosen) < len(found):
+        keys = {(flags[number], exe[number], comm[number]) for number in chosen}
     names = {key: words.name(found.victim(*key[1:])) if key[0] & index.READABLE else "?" for key in keys}
     name_width = max(map(len, names.values()))
     middle = {key: f"{_flags(key[0])} {name:<{name_width}} " for key, name in names.items()}
@@ -33,14 +36,17 @@ def lines(found: Inventory, chosen: Sequence[int], *, whole: bool) -> Iterator[s
     size_width = max(map(len, sizes)) + 1
     moments = words.Moments()
     when_width = moments.width(times[number] for number in reversed(chosen))
-    when = moments.when
     for at in range(0, len(chosen), _AT_ONCE):
-        part = zip(chosen[at : at + _AT_ONCE], sizes[at : at + _AT_ONCE], strict=True)
+        part = chosen[at : at + _AT_ONCE]
+        whens = moments.when(map(times.__getitem__, part))
+        if when_width > words.WHEN_WIDTH:
+            whens = (when.ljust(when_width) for when in whens)
+        ends = map(str.rjust, sizes[at : at + _AT_ONCE], repeat(size_width))
         yield "\n".join(
             [
                 f"{start[(stage := stage_of[number])]}{uuids[number][:cut]}{end[stage]}"
-                f"{middle[flags[number], exe[number], comm[number]]}{when(times[number]):<{when_width}}{size:>{size_width}}"
-                for number, size in part
+                f"{middle[flags[number], exe[number], comm[number]]}{when}{size}"
+                for number, when, size in zip(part, whens, ends, strict=True)
             ]
         )
     yield _footer(found, chosen, stage_of)
@@ -68,17 +74,22 @@ def _flags(flags: int) -> str:
 
 
 def _sizes(found: Inventory, chosen: Sequence[int]) -> list[str]:
-    flags, recorded_bytes = found["flags"], found["recorded_bytes"]
-    return [human_bytes(recorded_bytes[number]) if flags[number] & index.READABLE else "?" for number in chosen]
+    sizes = list(map(human_bytes, map(found["recorded_bytes"].__getitem__, chosen)))
+    flags = found["flags"]
+    for at, number in enumerate(chosen) if any(not flag & index.READABLE for flag in flags) else ():
+        if not flags[number] & index.READABLE:
+            sizes[at] = "?"
+    return sizes
 
 
 def _footer(found: Inventory, chosen: Sequence[int], stage_of: bytes) -> str:
     recorded_bytes = found["recorded_bytes"]
-    counts, totals = [0] * len(index.SEEN), [0] * len(index.SEEN)
-    for number in chosen:
-        stage = stage_of[number]
-        counts[stage] += 1
-        totals[stage] += recorded_bytes[number]
+    counts, totals = found.counts, [sum(recorded_bytes[found.part(stage)]) for stage in index.SEEN]
+    if len(chosen) < len(found):
+        counts, totals = [0] * len(index.SEEN), [0] * len(index.SEEN)
+        for number in chosen:
+            counts[stage_of[number]] += 1
+            totals[stage_of[number]] += recorded_bytes[number]
     known = {stage: (counts[at], totals[at]) for at, stage in enumerate(index.SEEN) if counts[at]}
     return " ".join(
         f"[{stage}]/{known[stage][0]}O/{human_bytes(known[stage][1])}" for stage in stages.STAGES if stage in known

@@ -6,12 +6,9 @@ from __future__ import annotations
 import errno
 import json
 import os
-import socket
-import tempfile
 from typing import TYPE_CHECKING, Any
 
 from coresnap.cli import terminal
-from coresnap.ground import wire
 from coresnap.ground.errors import BadInput, Refused, TryLater
 from coresnap.spool import asked
 from coresnap.spool.asked import Entry
@@ -32,6 +29,8 @@ class Served(Spool):
 
     def __init__(self, path: str, why: Refused) -> None:
         """Ask the query service. Raises Refused: `why` the spool cannot be opened itself, where there is no service."""
+        import socket  # who can open the spool himself does not wait for its import
+
         self.path = path
         self.root_fd, self.stage_fds = -1, {}
         self.uid, self.gid = os.geteuid(), os.getegid()
@@ -94,6 +93,8 @@ class Served(Spool):
 
     def _ask(self, what: str, **more: str) -> tuple[dict[str, Any], int]:
         """Ask; return the answer and its one file. Raises Refused, TryLater, BadInput."""
+        from coresnap.ground import wire
+
         try:
             wire.send(self._connection, asked.request(self.path, what, **more))
             received = wire.receive(self._connection, max_fds=1)
@@ -160,6 +161,8 @@ def that_opens(fd: int) -> int:
 
 def _copied(fd: int) -> int:
     """Copy a file without its holes."""
+    import tempfile
+
     size_bytes, at = os.fstat(fd).st_size, 0
     with tempfile.TemporaryFile(dir="/var/tmp") as copy:  # it has no name
         os.ftruncate(copy.fileno(), size_bytes)

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 from coresnap.ground.text import human_duration, printable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
 _NAME_MOST = 40
 _QUARTER_SECONDS = 900
-_WHEN_WIDTH = len("Fri Apr 14 22:49:40 2017")
+WHEN_WIDTH = len("Fri Apr 14 22:49:40 2017")
 _YEAR_10000_USEC = 253402214400 * 10**6  # where days begin latest
 _UNITS_USEC = {"s": 10**6, "m": 60 * 10**6, "h": 3600 * 10**6, "d": 86400 * 10**6, "w": 7 * 86400 * 10**6}
 _SPAN = re.compile(r"(\d{1,9}) ?(s|m|h|d|w)(?:ec|in|ours?|ays?|eeks?|econds?|inutes?)?(?: ago)?")
@@ -75,17 +75,19 @@ class Moments:
         self._quarters: dict[int, tuple[str, int, str] | None] = {}
         self._minutes = [f"{minute:02}:{second:02}" for minute in range(60) for second in range(60)]
 
-    def when(self, time_usec: int) -> str:
-        """Return a moment in local time, as ctime(3) has it."""
-        quarter, second = divmod(time_usec // 1_000_000, _QUARTER_SECONDS)
-        try:
-            known = self._quarters[quarter]
-        except KeyError:
-            known = self._quarters[quarter] = self._quarter(quarter * _QUARTER_SECONDS)
-        if known is None:
-            return when(time_usec)
-        hour, offset, year = known
-        return f"{hour}{self._minutes[offset + second]}{year}"
+    def when(self, times_usec: Iterable[int]) -> Iterator[str]:
+        """Yield each moment in local time, as ctime(3) has it, and as wide as in a year of four digits."""
+        quarters, minutes = self._quarters, self._minutes
+        for time_usec in times_usec:
+            quarter, second = divmod(time_usec // 1_000_000, _QUARTER_SECONDS)
+            if quarter not in quarters:
+                quarters[quarter] = self._quarter(quarter * _QUARTER_SECONDS)
+            known = quarters[quarter]
+            if known is None:
+                yield when(time_usec).ljust(WHEN_WIDTH)
+            else:
+                hour, offset, year = known
+                yield f"{hour}{minutes[offset + second]}{year}"
 
     def _quarter(self, start: int) -> tuple[str, int, str] | None:
         """Return what stands before and behind the minutes, and the second of the hour; None where it is not that simple."""
@@ -99,7 +101,7 @@ class Moments:
 
     def width(self, latest_first: Iterable[int]) -> int:
         """Return the width of the widest, at least that of a year of four digits."""
-        width = _WHEN_WIDTH
+        width = WHEN_WIDTH
         for time_usec in latest_first:
             if time_usec < _YEAR_10000_USEC:
                 break

@@ -149,9 +149,10 @@ def take(spool: Spool, wanted: Sequence[str] = INDEXED, *, each: bool = False) -
     seen: _Seen | None = None
     recorded: _Seen | None = None
     if total >= _INDEX_LEAST and durable.exists(spool.root_fd, index.NAME):
-        seen = _look(spool, listed)
-        recorded = _look(spool, listed, f"/{record.NAME}") if each or total <= EACH_MOST else None
-        old = index.load(spool)
+        glance = _Glance(spool, listed)
+        old = index.load(spool, [name for names in listed.values() for name in names])  # while the child is at work
+        seen = glance.take()
+        recorded = _Glance(spool, listed, f"/{record.NAME}").take() if each or total <= EACH_MOST else None
     found = _unchanged(listed, old, seen, recorded) if old and seen else None
     if found is None:
         found = _Look(spool, listed, old, seen, recorded).run()
@@ -184,32 +185,48 @@ def _unchanged(listed: dict[str, list[str]], old: Columns, seen: _Seen, recorded
     return Inventory.of(old)
 
 
-def _look(spool: Spool, listed: dict[str, list[str]], file: str = "") -> _Seen:
-    """Look when each directory, or a file in it, last changed. Most of that is the kernel's work: two can do it."""
-    names = {stage: [uuid + file for uuid in uuids] if file else uuids for stage, uuids in listed.items()}
-    halves = {stage: len(some) // 2 for stage, some in names.items()}
-    if sum(halves.values()) * 2 < _ALONE_MOST or len(os.sched_getaffinity(0)) < 2:
-        return {stage: _changes(spool.stage_fds[stage], some) for stage, some in names.items()}
-    read_fd, write_fd = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        try:
-            for stage, some in names.items():
-                durable.write(write_fd, _changes(spool.stage_fds[stage], some[halves[stage] :]).tobytes())
-            os._exit(0)
-        finally:
-            os._exit(1)
-    os.close(write_fd)
-    with open(read_fd, "rb") as pipe:
-        seen = {stage: _changes(spool.stage_fds[stage], some[: halves[stage]]) for stage, some in names.items()}
-        for stage, some in names.items():
-            rest = some[halves[stage] :]
-            data = pipe.read(8 * len(rest))
-            was_killed = len(data) < 8 * len(rest)
-            seen[stage] += _changes(spool.stage_fds[stage], rest) if was_killed else array("Q", data)
-    with suppress(ChildProcessError):  # where SIGCHLD is ignored
-        os.waitpid(pid, 0)
-    return seen
+class _Glance:
+    """A look when each directory, or a file in it, last changed. Most of that is the kernel's work: a child does its part of it."""
+
+    def __init__(self, spool: Spool, listed: dict[str, list[str]], file: str = "") -> None:
+        """Have a child begin with its part."""
+        self._fds = spool.stage_fds
+        self._names = {stage: [uuid + file for uuid in uuids] if file else uuids for stage, uuids in listed.items()}
+        self._pid, self._pipe_fd = 0, -1
+        alone = sum(map(len, listed.values())) < _ALONE_MOST or len(os.sched_getaffinity(0)) < 2
+        self._mine = {stage: len(names) if alone else len(names) * 3 // 8 for stage, names in self._names.items()}
+        if not alone:
+            self._fork()
+
+    def _fork(self) -> None:
+        self._pipe_fd, write_fd = os.pipe()
+        self._pid = os.fork()
+        if self._pid == 0:
+            try:
+                theirs = [self._look(stage, self._mine[stage], None).tobytes() for stage in self._names]
+                durable.write(write_fd, b"".join(theirs))
+                os._exit(0)
+            finally:
+                os._exit(1)
+        os.close(write_fd)
+
+    def _look(self, stage: str, start: int | None, end: int | None) -> "array[int]":
+        return _changes(self._fds[stage], self._names[stage][start:end])
+
+    def take(self) -> _Seen:
+        """Do the rest of the work; return what both have seen."""
+        seen = {stage: self._look(stage, None, self._mine[stage]) for stage in self._names}
+        if not self._pid:
+            return seen
+        with open(self._pipe_fd, "rb") as pipe:
+            for stage, names in self._names.items():
+                size_bytes = 8 * (len(names) - self._mine[stage])
+                data = pipe.read(size_bytes)
+                whole = len(data) == size_bytes  # else it was killed
+                seen[stage] += array("Q", data) if whole else self._look(stage, self._mine[stage], None)
+        with suppress(ChildProcessError):  # where SIGCHLD is ignored
+            os.waitpid(self._pid, 0)
+        return seen
 
 
 def _changes(stage_fd: int, names: list[str]) -> "array[int]":

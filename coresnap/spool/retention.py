@@ -12,6 +12,7 @@ delivered dumps, the rest of given-up ones. Then, last, cores of each bug's firs
 is never removed for room. A dump without a snapshot is nothing without its core: it goes whole, where the rest of others does.
 """
 
+import bisect
 import os
 import time
 from collections.abc import Iterable, Iterator
@@ -111,23 +112,23 @@ class _Choice:
         ]
         self._stage_of = found.stage_numbers()
         self._protected = _first_and_latest(found)
-        self.kept = {"waiting": 0, "pinned": 0, "unreadable": 0, "protected": 0}
+        self.kept: dict[str, int] = {}
         self._left = self._may_go()
         self._planned_bytes: dict[int, int] = {}  #: of cores that go by age
 
     def _may_go(self) -> list[int]:
         """Return the numbers of the dumps that may go, oldest first; count the others."""
-        flags, stage_of, kept = self._found["flags"], self._stage_of, self.kept
-        final = {index.SEEN.index(stages.COMMITTED), index.SEEN.index(stages.FAILED)}
-        may_go = []
-        for number in self._found.oldest_first():
-            if stage_of[number] not in final:
-                kept["waiting"] += 1
-            elif flags[number] & (index.PINNED | index.READABLE) == index.READABLE:
-                may_go.append(number)
-            else:
-                kept["pinned" if flags[number] & index.PINNED else "unreadable"] += 1
-        kept["protected"] = sum(1 for number in may_go if number in self._protected)
+        flags, order = self._found["flags"], self._found.oldest_first()
+        start, end = self._found.part(stages.COMMITTED).start, self._found.part(stages.FAILED).stop
+        both = index.PINNED | index.READABLE
+        may_go = [number for number in order if start <= number < end and flags[number] & both == index.READABLE]
+        pinned = sum(1 for flag in flags[start:end] if flag & index.PINNED)
+        self.kept = {
+            "waiting": len(order) - (end - start),
+            "pinned": pinned,
+            "unreadable": end - start - pinned - len(may_go),
+            "protected": len(self._protected.intersection(may_go)),
+        }
         return may_go
 
     def _step(self, number: int, what: str, why: str, *, for_room: bool = False) -> Step:
@@ -140,8 +141,10 @@ class _Choice:
         """Yield what is too old, and what had been begun; `for_room` chooses among the rest."""
         times, flags = self._found["time_usec"], self._found["flags"]
         core_before, rest_before, protected_before = self._before
+        half_gone = index.CORE | index.SHED
+        young = bisect.bisect_left(self._left, max(self._before), key=times.__getitem__)
         left = []
-        for number in self._left:
+        for number in self._left[:young]:
             time_usec, has = times[number], flags[number]
             limits = (protected_before, protected_before) if number in self._protected else (core_before, rest_before)
             alone = not has & index.SNAPSHOT
@@ -149,14 +152,19 @@ class _Choice:
                 yield self._step(number, DUMP, self._too_old(number, whole=not alone))
                 continue
             left.append(number)
-            if has & index.CORE and has & index.SHED:
-                yield self._step(number, CORE, BEGUN)
+            if has & half_gone == half_gone:
+                yield self._begun(number)
             elif has & index.CORE and time_usec < limits[0]:
+                self._planned_bytes[number] = self._found["core_bytes"][number]
                 yield self._step(number, CORE, self._too_old(number, whole=False))
-            else:
-                continue
-            self._planned_bytes[number] = self._found["core_bytes"][number]
-        self._left = left
+        for number in self._left[young:]:
+            if flags[number] & half_gone == half_gone:
+                yield self._begun(number)
+        self._left = left + self._left[young:]
+
+    def _begun(self, number: int) -> Step:
+        self._planned_bytes[number] = self._found["core_bytes"][number]
+        return self._step(number, CORE, BEGUN)
 
     def _too_old(self, number: int, *, whole: bool) -> str:
         if number in self._protected:
@@ -196,21 +204,17 @@ class _Choice:
 def _first_and_latest(found: Inventory) -> set[int]:
     """Return the first and the latest dump of each bug: by fingerprint, or without one by executable and signal."""
     flags, fingerprint, exe, signal = (found[name] for name in ("flags", "fingerprint", "exe", "signal"))
-    first: dict[int | tuple[int, int], int] = {}
-    latest: dict[int | tuple[int, int], int] = {}
-    for number in found.oldest_first():
-        if flags[number] & index.READABLE:
-            bug = fingerprint[number] or (exe[number], signal[number])
-            if bug not in first:
-                first[bug] = number
-            latest[bug] = number
+    order = [number for number in found.oldest_first() if flags[number] & index.READABLE]
+    bugs = [fingerprint[number] or (exe[number], signal[number]) for number in order]
+    latest = dict(zip(bugs, order, strict=True))
+    first = dict(zip(reversed(bugs), reversed(order), strict=True))
     return {*first.values(), *latest.values()}
 
 
-def plan_for(spool: Spool, settings: "Settings") -> Plan:
-    """Look at the spool and plan what is to go by these settings. Raises OSError."""
+def plan_for(spool: Spool, settings: "Settings", *, each: bool = False) -> Plan:
+    """Look at the spool and plan what is to go by these settings; `each` is inventory's. Raises OSError."""
     disk = os.fstatvfs(spool.root_fd)
-    found = inventory.take(spool, each=True)
+    found = inventory.take(spool, each=each)
     free_bytes, total_bytes = disk.f_bavail * disk.f_frsize, disk.f_blocks * disk.f_frsize
     now_usec = time.time_ns() // 1000
     return plan(found, Policy.of(settings), now_usec=now_usec, free_bytes=free_bytes, total_bytes=total_bytes)

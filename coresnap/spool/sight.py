@@ -25,7 +25,6 @@ from coresnap.spool.index import (
 from coresnap.spool.stages import Spool
 
 _NUMBER_MOST = 2**64 - 1
-_ENCRYPTED = ".age"
 
 
 def read(spool: Spool, stage: str, uuid: str) -> dict[str, Any] | None:
@@ -93,7 +92,7 @@ def _from_outside(stage_fd: int, uuid: str, why: OSError) -> dict[str, Any] | No
 def _flags(names: Collection[str], document: record.Record | None) -> int:
     """Return which files there are, complete as far as there is a record to say so."""
     flags = CORE if any(map(is_core, names)) else 0
-    names = {name.removesuffix(_ENCRYPTED) for name in names}
+    names = {name.removesuffix(stages.AGE) for name in names}
     if "snapshot" in names and (document is None or document["snapshot"]):
         flags |= SNAPSHOT
     if (stages.ASSETS in names or stages.ASSETS + stages.AGE in names) and (

@@ -111,8 +111,8 @@ def test_many_moments_are_told_as_one_is(zone: str, monkeypatch: pytest.MonkeyPa
     seconds = [*range(0, 2**31, 9_999_991), *range(1711843200, 1711854000, 7), *range(1729987200, 1729998000, 7)]
     seconds += [*range(1712404800, 1712415600, 7), 253402300799, 253402300800, 2**44]
     moments = words.Moments()
-    for second in seconds:
-        assert moments.when(second * 10**6 + 999_999) == words.when(second * 10**6)
+    told = list(moments.when(second * 10**6 + 999_999 for second in seconds))
+    assert told == [words.when(second * 10**6).ljust(24) for second in seconds]
     beyond_usec = 253402390800 * 10**6
     assert moments.width([beyond_usec, 10**15]) == len(words.when(beyond_usec)) == 25
     assert moments.width([10**15]) == len(words.when(10**15)) == 24

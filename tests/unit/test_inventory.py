@@ -56,7 +56,7 @@ def _rows(found: Inventory) -> list[Row]:
 def _truth(made: Made, monkeypatch: pytest.MonkeyPatch) -> list[Row]:
     """Return what is there, without an index."""
     with made.open() as spool, monkeypatch.context() as patch:
-        patch.setattr(index, "load", lambda _spool: None)
+        patch.setattr(index, "load", lambda *_arguments: None)
         patch.setattr(index, "save", lambda *_arguments: False)
         return _rows(inventory.take(spool))
 
