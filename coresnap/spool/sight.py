@@ -74,7 +74,7 @@ def values_of(sizes_bytes: Mapping[str, int], document: record.Record | None) ->
 
 def is_core(name: str) -> bool:
     """Say whether a dump's file of this name is its core: as it came, compressed, or encrypted."""
-    return name == stages.CORE or name.startswith(f"{stages.CORE}.")
+    return name in stages.CORES
 
 
 def _from_outside(stage_fd: int, uuid: str, why: OSError) -> dict[str, Any] | None:
@@ -92,7 +92,6 @@ def _from_outside(stage_fd: int, uuid: str, why: OSError) -> dict[str, Any] | No
 def _flags(names: Collection[str], document: record.Record | None) -> int:
     """Return which files there are, complete as far as there is a record to say so."""
     flags = CORE if any(map(is_core, names)) else 0
-    names = {name.removesuffix(stages.AGE) for name in names}
     if "snapshot" in names and (document is None or document["snapshot"]):
         flags |= SNAPSHOT
     if (stages.ASSETS in names or stages.ASSETS + stages.AGE in names) and (
