@@ -17,8 +17,10 @@ import pytest
 from coresnap.capture.capture import Capture
 from coresnap.capture.finish import Outcome, finish
 from coresnap.capture.kernel_socket import KernelSocket
+from coresnap.capture.source import Source
 from coresnap.capture.victim import from_core_pattern
 from coresnap.ground import flat
+from coresnap.spool import ledger
 from tests.crash import Crash, build, crash
 from tests.support.site import ARCHIVE, Site
 
@@ -193,6 +195,33 @@ def test_a_storm_of_one_program_does_not_push_out_what_was_lost_of_another(tmp_p
     assert (site.root / "ledger.unwanted").read_bytes().count(b'"excluded"') == 3
     assert b'"excluded"' not in (site.root / "ledger").read_bytes()
     assert [loss["reason"] for loss in site.ledger()] == ["cut-short", *["excluded"] * 3]
+
+
+def test_thousands_that_are_over_a_limit_are_counted_told_of_a_few_times_and_push_nothing_out(
+    tmp_path: Path, real_core: Path
+) -> None:
+    """More than the ledger has lines."""
+    site = _site(tmp_path, "limit.exe = 1/1h")
+    (tmp_path / "cut").write_bytes(real_core.read_bytes()[:200])
+    assert site.archive(tmp_path / "cut").returncode == 65
+    settings, _problem = flat.read(str(site.compiled))
+    told = []
+    for number in range(ledger.LINES + 500):
+        victim = from_core_pattern([str(os.getpid()), str(os.getpid()), "4711", "4711", "11"])
+        capture = Capture(settings, victim, "pipe", time.monotonic_ns())
+        if number:
+            capture.hold(Source(-1, "pipe"), f"/proc/{os.getpid()}")
+        else:
+            with real_core.open("rb") as core:
+                capture.hold(Source(core.fileno(), "pipe"), f"/proc/{os.getpid()}")
+        outcome = finish(capture)
+        assert outcome.kept == (number == 0)
+        told += [number] if number and not outcome.quiet else []
+    assert told == [1 << power for power in range(12)]
+    reasons = [loss["reason"] for loss in site.ledger()]
+    assert (reasons.count("rate"), reasons.count("cut-short")) == (ledger.LINES, 1)
+    rows = json.loads(site.run("cli", "limits", "--json").stdout)
+    assert [row["lost"] for row in rows if row["kind"] == "exe"] == [ledger.LINES + 499]
 
 
 def test_a_killed_capture_leaves_no_lock(tmp_path: Path) -> None:
