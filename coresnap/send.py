@@ -49,7 +49,7 @@ SNAPSHOT, RECEIPT, _ASSETS = "snapshot", "receipt.json", "assets.tar"
 _GRACE_USEC = 10_000_000
 _RECEIPT_MAX_BYTES = 64 << 10
 #: Of a file that is encrypted, and of one that is not; the first that is there counts.
-_ENDINGS = (".age", "")
+_ENDINGS = (stages.AGE, "")
 
 
 class Sending:

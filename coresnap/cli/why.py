@@ -16,14 +16,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from coresnap.cli import dumps, kernel, losses, terminal, words
+from coresnap.cli import dumps, kernel, losses, terminal, waits, words
 from coresnap.cli.dumps import Entry
+from coresnap.ground import settings
 from coresnap.ground.errors import Refused
 from coresnap.ground.text import printable
 from coresnap.spool import ledger, stages
 
 if TYPE_CHECKING:
     import argparse
+
+    from coresnap.spool.outlook import Standing
 
 _MOST = 10
 _TIME_MAX_USEC = 1 << 53
@@ -71,7 +74,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
-    entries, lost = _search(dumps.dump_root(args.settings), args.what)
+    loaded = settings.load(args.settings)
+    entries, lost, known_stores = _search(loaded.dump_root, args.what)
     known: list[tuple[int, Entry | dict[str, Any]]] = [
         *((entry.time_usec, entry) for entry in entries),
         *((loss["time_usec"], loss) for loss in lost),
@@ -84,7 +88,11 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         return 0
     for _time_usec, one in latest:
-        _tell_kept(one) if isinstance(one, Entry) else _tell_lost(one)
+        if not isinstance(one, Entry):
+            _tell_lost(one)
+            continue
+        is_sent = one.record is not None and one.stage == stages.SENDING
+        _tell_kept(one, waits.of(one.record, loaded, known_stores) if is_sent and one.record else [])
     if len(known) > len(latest):
         terminal.note(f"{len(known) - len(latest)} earlier ones are not shown: -n {len(known)} shows them")
     return 0
@@ -97,17 +105,22 @@ def _as_json(one: Entry | dict[str, Any]) -> dict[str, Any]:
     return {"kept": None if one.names is None else one.has(dumps.CORE), **one.as_json()}
 
 
-def _search(root: str, what: str | None) -> tuple[list[Entry], list[dict[str, Any]]]:
-    """Return the dumps and the lines of the ledgers that are meant. A spool that is not there is one reason to ask."""
+def _search(root: str, what: str | None) -> tuple[list[Entry], list[dict[str, Any]], list[Standing]]:
+    """Return the dumps and the lines of the ledgers that are meant, and how the stores stand.
+
+    A spool that is not there is one reason to ask.
+    """
     entries: list[Entry] = []
+    known_stores: list[Standing] = []
     try:
         with dumps.open_to_read(root) as spool:
             entries = [entry for entry in dumps.look_all(spool, stages.STAGES) if _is_meant(entry, what)]
             lost = losses.read(root, spool)
+            known_stores = waits.standings(spool)
     except Refused as error:
         terminal.note(error.line())
         lost = losses.read(root, None)
-    return entries, [loss for loss in lost if _matches(loss, str(loss.get("uuid", "")), what)]
+    return entries, [loss for loss in lost if _matches(loss, str(loss.get("uuid", "")), what)], known_stores
 
 
 def _is_meant(entry: Entry, what: str | None) -> bool:
@@ -125,7 +138,7 @@ def _matches(victim: dict[str, Any], uuid: str, what: str | None) -> bool:
     return words.matches(victim, what)
 
 
-def _tell_kept(entry: Entry) -> None:
+def _tell_kept(entry: Entry, waits_for: list[str]) -> None:
     document = entry.record
     if document is None:
         print(f"{words.when(entry.time_usec)}  {entry.short}")
@@ -146,6 +159,8 @@ def _tell_kept(entry: Entry) -> None:
     elif next_try_usec is not None and document["history"]:
         print(f"  {printable(document['history'][-1]['event'])}: {printable(document['history'][-1]['detail'])}")
         print(f"  next try {words.ago(next_try_usec)}")
+    for line in waits_for:
+        print(f"  {line}")
     print(f"  to do: {_to_do(entry)}")
 
 
@@ -165,7 +180,7 @@ def _to_do(entry: Entry) -> str:
         return f"`coresnap rm {beginning}` removes what is left"
     if entry.stage == stages.COMMITTED:
         return f"`coresnap info {beginning}` has its receipt, {opens}"
-    if entry.stage == stages.FAILED or (entry.record and entry.record["next_try_usec"] is not None):
+    if entry.stage in (stages.FAILED, stages.SENDING) or (entry.record and entry.record["next_try_usec"] is not None):
         return f"`coresnap retry {beginning}` tries again now, {opens}"
     return f"nothing, as long as coresnapd runs; {opens}"
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 NAME = "stores.json"
 VERSION = 1
 UP, WAITING, PARKED = STATES = ("up", "waiting", "parked")
-_WORDS = {WAITING: "is waited for", PARKED: "is parked"}
+WORDS = {WAITING: "is waited for", PARKED: "is parked"}
 _TROUBLES_MAX = 3
 LIMIT_BYTES = 512 << 10
 STORES_MAX = 100
@@ -235,7 +235,7 @@ class Outlook:
             if standing.state != UP:
                 name = standing.store if standing.project is None else f"project {standing.project}"
                 moment = self.clock.time_of_day(self._due_usec[key])
-                lines.append(f"{name} {_WORDS[standing.state]} until {moment}: {standing.detail}")
+                lines.append(f"{name} {WORDS[standing.state]} until {moment}: {standing.detail}")
         return lines[:_TROUBLES_MAX]
 
     def write(self) -> None:

@@ -35,6 +35,8 @@ _METHOD = """
   afterwards (fsync, record, rename) is in its wall time. First read and close are seen from outside, by inotify on a
   FIFO: see `tests/bench/pipe.py`.
 * Memory is wait4(2)'s ru_maxrss; Linux counts it from the size of the program that started the process, the benchmark.
+* The store of the waiting snapshots is a process of its own that speaks HTTP without TLS (`tests/support/lying_store.py`, which
+  does not lie then); curl is started by a shell for each file. The sender's deliveries bring an asset, and are synced one by one.
 * gdb is run as `gdb -nx -batch`, with debuginfod and auto-load off, for `thread apply all bt`; it, eu-stack and
   coresnap-snapshot read the same core from the page cache, and look for debug files in the same places.
 * systemd-coredump is measured where it may own core_pattern, in a virtual machine without KVM, as its package leaves it. Both

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from coresnap.cli import parse, why
 from coresnap.ground import settings
 from coresnap.ground.log import Log
 from coresnap.send import Sending
@@ -253,6 +254,21 @@ def test_a_clock_that_is_set_back_stalls_nothing(sender: Sender) -> None:
     assert sender.stage(uuid) == "committed"
 
 
+def test_why_tells_which_store_a_dump_waits_for(sender: Sender, capsys: pytest.CaptureFixture[str]) -> None:
+    uuid = sender.dump()
+    for answer, said in (
+        (BUSY, "store is waited for since"),
+        ({"status": "parked", "detail": "no token", "scope": "project"}, "project blackhole is parked since"),
+    ):
+        sender.says(("job", "send", answer))
+        sender.live(2 * MINUTE)
+        assert why.run(parse("why", [uuid, "--settings", str(sender.made.configuration)])) == 0
+        shown = capsys.readouterr().out
+        assert said in shown
+        assert str(answer["detail"]) in shown
+        assert f"`coresnap retry {uuid[:8]}` tries again now" in shown
+
+
 def test_a_changed_coroner_cf_has_what_is_parked_tried_within_a_minute(tmp_path: Path) -> None:
     sender = Sender(tmp_path)
     coroner = tmp_path / "none"
@@ -265,7 +281,14 @@ def test_a_changed_coroner_cf_has_what_is_parked_tried_within_a_minute(tmp_path:
     assert sender.stage(uuid) == "committed"
 
 
-@pytest.mark.parametrize("answer", [BUSY, {"status": "parked", "detail": "401", "scope": "store"}])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        BUSY,
+        {"status": "parked", "detail": "401", "scope": "store"},
+        {"status": "parked", "detail": "no token", "scope": "project"},
+    ],
+)
 def test_a_touched_dump_is_tried_now(sender: Sender, answer: dict[str, Any]) -> None:
     """As `coresnap retry` touches it; when it gets through all do, but for the one that was tried first, which has its own wait."""
     dumps = sorted(sender.dump() for _ in range(5))
