@@ -136,8 +136,8 @@ class CaptureValues:
     limit_exe: tuple[int, int] = row(
         "limit.exe", _RATE, "5/1h", "limit", """
         Most cores that are kept of one executable within a time, such as 5/1h; 0 is no limit. The time begins with the
-        first that is kept: a crash after a quiet time always is. In a service it is the executable there that counts, for
-        each user, so that programs of one interpreter do not take each other's share. A crash loop's first cores are what
+        first that is kept: a crash after a quiet time always is. It is counted for each user by himself, and
+        for each service, so that programs of one interpreter do not take each other's share. A crash loop's first cores are what
         somebody will look at; the rest would fill the disk, and hold the restart up. They are counted: `coresnap why`,
         `coresnap limits`.
         """,
