@@ -53,7 +53,7 @@ REASONS = {
     "internal": "archive failed; the detail says how",
 }
 #: What the settings did not want.
-UNWANTED = ("rate", "excluded", "too-large", "rlimit")
+UNWANTED = ("rate", "excluded", "too-large", "rlimit", "purged")
 _KEPT = ("time_usec", "reason", "detail", "uuid", "root", "pid", "uid", "signal", "comm", "exe", "count", "until_usec")
 
 
