@@ -22,6 +22,9 @@ HONOUR = "honour"
 _NO_CORE = (0, 1)
 _LIMIT = b"Max core file size"
 _DELETED = " (deleted)"
+_SESSION = "session-"
+#: systemd-run(1) has a new name for each start.
+_TRANSIENT = "run-"
 _OF_UNIT, _OF_USER = "unit:", "uid:"
 
 
@@ -94,12 +97,13 @@ def limits_of(settings: "ArchiveSettings", uid: "int | None", known: Known) -> "
     """Return the limits that count for this process; one that needs what is not known does not.
 
     A program is counted by itself in each service, of whatever instance, and for each user: an interpreter is the executable
-    of many. Elsewhere a unit's name may be a new one for each start, and says nothing.
+    of many. Elsewhere a unit's name may be a new one for each start, and says nothing. All that somebody does who has logged in
+    is in one unit, which is none that a limit is meant for.
     """
     found = []
     if settings.limit_exe[0] and known.exe is not None:
         found.append(Limit(limits.EXE, *settings.limit_exe, known.exe, f"{known.exe}\0{uid}\0{known.service}"))
-    if settings.limit_unit[0] and known.unit is not None:
+    if settings.limit_unit[0] and known.unit is not None and not known.unit.startswith(_SESSION):
         found.append(Limit(limits.UNIT, *settings.limit_unit, known.unit))
     if settings.limit_user[0] and uid is not None:
         found.append(Limit(limits.USER, *settings.limit_user, str(uid)))
@@ -138,7 +142,7 @@ def unit_of(cgroup_file: bytes) -> "tuple[str | None, str]":
     if len(units) > 1 and unit.startswith("user@") and units[1] != "init.scope":
         unit = f"{unit}/{units[1]}"
     name, _at, _instance = units[0].partition("@")
-    return unit, name if units[0].endswith(".service") else ""
+    return unit, name if units[0].endswith(".service") and not name.startswith(_TRANSIENT) else ""
 
 
 def needs_limits(settings: "ArchiveSettings", victim: "Victim") -> bool:

@@ -143,6 +143,7 @@ def test_what_is_larger_than_a_core_may_be() -> None:
         ("/user.slice/user-1.slice/user@1.service/init.scope", "user@1.service", "user"),
         ("/user.slice/user-1.slice/session-3.scope", "session-3.scope", ""),
         ("/system.slice/docker-0123456789abcdef.scope", "docker-0123456789abcdef.scope", ""),
+        ("/system.slice/run-u123.service", "run-u123.service", ""),
         ("/_odd.service", "odd.service", "odd.service"),
         ("/", None, ""),
     ],
@@ -152,6 +153,15 @@ def test_the_unit_is_the_one_that_the_place_tells(path: str, unit: str | None, s
     assert policy.unit_of(file) == (unit, service)
     place = place_of(file)
     assert (unit or "").split("/") == [text for text in (place["unit"] or "", place["user_unit"]) if text is not None]
+
+
+def test_a_session_is_no_unit_that_is_limited() -> None:
+    kinds = [
+        one.kind for one in policy.limits_of(ArchiveSettings(), 1, _known(cgroup=b"0::/x.slice/session-3.scope\n"))
+    ]
+    assert kinds == ["exe", "user"]
+    kinds = [one.kind for one in policy.limits_of(ArchiveSettings(), 1, _known())]
+    assert kinds == ["exe", "unit", "user"]
 
 
 def test_a_program_counts_by_itself_in_each_service_and_for_each_user() -> None:
