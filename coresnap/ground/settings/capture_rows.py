@@ -145,8 +145,8 @@ class CaptureValues:
     )
     limit_unit: tuple[int, int] = row(
         "limit.unit", _RATE, "10/1h", "limit", """
-        Most cores that are kept of one systemd unit within a time; 0 is no limit. In a user's manager it is the unit there; a login's
-        session is none.
+        Most cores that are kept of one systemd unit within a time; 0 is no limit. In a user's manager it is the unit there; a
+        login's session is none.
         """,
         archive="limit_unit",
     )
