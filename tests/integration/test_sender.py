@@ -6,6 +6,7 @@ The owner is the real one, on a clock of the test's own; its worker is a process
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import sys
@@ -21,7 +22,9 @@ from coresnap.ground.log import Log
 from coresnap.send import Sending
 from coresnap.spool import outlook, record, stages, tally
 from tests.support import hours, spools
+from tests.support.deliveries import TOKEN
 from tests.support.hours import HOUR, MINUTE, SECOND, Hours
+from tests.support.lying_store import LyingStore
 from tests.support.site import Site, assert_whole
 
 BUSY = {"status": "later", "detail": "503 Service Unavailable"}
@@ -446,3 +449,23 @@ def test_a_snapshot_waits_a_little_before_it_goes_to_an_object_store_first(tmp_p
 
 def _record(path: Path) -> dict[str, Any]:
     return record.parse((path / record.NAME).read_bytes())
+
+
+def test_the_core_reaches_the_store(tmp_path: Path, real_core: Path) -> None:
+    """A file: store, and one over HTTP; the bytes are those that are kept."""
+    coroner = tmp_path / "coroner.cf"
+    with LyingStore() as store:
+        for number in range(2):
+            site = Site(tmp_path / str(number), **{"send.core": "yes", "send.coroner": str(coroner)})
+            assert site.archive(real_core).returncode == 0
+            assert site.once().returncode == 0
+            ((stage, path),) = site.dumps()
+            assert stage == "committed"
+            kept = (path / "core.zst").read_bytes()
+            if number == 0:
+                assert [stored.read_bytes() for stored in site.store.glob("*/*.core.zst")] == [kept]
+            else:
+                told = store.objects[path.name].attachments["core.zst"]
+                assert told == (len(kept), hashlib.sha256(kept).hexdigest())
+            coroner.write_text(f"[universe]\nname = u\nwrite = {store.address}\n[token]\nblackhole = {TOKEN}\n")
+            coroner.chmod(0o600)
