@@ -40,6 +40,8 @@ _COUNTED_USEC = 10_000_000
 _SPREAD = 0.25
 #: How many failures in a row that one dump each may be to blame for make a store one that is waited for.
 _DOUBTS = 2
+#: How often in a row a store may ask for less than the interval: one that limits rates takes something after that.
+_SHORT_WAITS = 3
 
 
 @dataclass
@@ -188,8 +190,9 @@ class Outlook:
     ) -> bool:
         """Note that a try has failed; return whether the dump is to be blamed.
 
-        `retry_usec` is what the store itself asked for. `of_one` says that the dump may be all that is wrong: then the
-        store is doubted, and waited for only if the next one does not get through either.
+        `retry_usec` is what the store itself asked for; less than the interval counts only a few times in a row. `of_one`
+        says that the dump may be all that is wrong: then the store is doubted, and waited for only if the next one does not
+        get through either.
         """
         self.abandon(store, project)
         standing = self._keep(store, None)
@@ -201,7 +204,9 @@ class Outlook:
             return True
         if standing.state != WAITING:
             self._change(standing, WAITING)
-        wait_usec = self._spread(self.interval_usec) if retry_usec is None else min(retry_usec, self.most_usec)
+        wait_usec = 0 if retry_usec is None else min(retry_usec, self.most_usec)
+        if retry_usec is None or standing.failures >= _SHORT_WAITS:
+            wait_usec = max(wait_usec, self._spread(self.interval_usec))
         self._wait(standing, wait_usec, detail)
         return blamed
 

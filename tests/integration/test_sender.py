@@ -140,7 +140,10 @@ def test_retry_after_is_kept_and_bounded(tmp_path: Path) -> None:
     assert sender.asked() == []
     sender.says(("job", "send", {**BUSY, "retry_after_usec": SECOND}))
     sender.live(12 * SECOND)
-    assert len(sender.asked()) >= 10, "a store that asks for a second gets a second"
+    few = len(sender.asked())
+    assert 1 <= few <= 3, "a store that asks for a second gets a second, as long as that leads somewhere"
+    sender.live(HOUR)
+    assert len(sender.asked()) <= 61
 
 
 def test_one_dump_that_a_store_fails_on_does_not_block_the_others(sender: Sender) -> None:

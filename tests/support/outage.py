@@ -38,7 +38,10 @@ class Outage:
 
 
 def suffer(directory: Path, dumps: int, down: str) -> Outage:
-    """Have so many dumps wait for an hour; `down`: the store answers "503", or hangs up without a word: "silent"."""
+    """Have so many dumps wait for an hour.
+
+    `down`: the store answers "503", or "busy" (429, Retry-After: 1), or hangs up without a word: "silent".
+    """
     clock = Hours(real=True)
     asked_usec: list[int] = []
     acknowledged_usec: list[int] = []
@@ -46,7 +49,7 @@ def suffer(directory: Path, dumps: int, down: str) -> Outage:
     def plan(_number: int) -> Lie | None:
         if clock.passed_usec < HOUR:
             asked_usec.append(clock.passed_usec)
-            return Lie("status", 503)
+            return Lie("busy", "1") if down == "busy" else Lie("status", 503)
         acknowledged_usec.append(clock.passed_usec)
         return None
 
