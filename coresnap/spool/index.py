@@ -156,12 +156,17 @@ def _strings(data: bytes) -> list[str]:
     return strings
 
 
+def settled_nsec(since_nsec: int) -> int:
+    """Return up to when a change counts as the last, for a look that began at `since_nsec`."""
+    return since_nsec - _SETTLED_NSEC
+
+
 def save(spool: Spool, found: Columns, since_nsec: int) -> bool:
     """Write what was found by a look that began at `since_nsec`; say whether that could be done. A dump is not at stake."""
     changed = array("Q", found["changed_nsec"])
-    settled_nsec = since_nsec - _SETTLED_NSEC
-    if max(changed, default=0) > settled_nsec:
-        changed = array("Q", [nsec if nsec <= settled_nsec else 0 for nsec in changed])
+    before_nsec = settled_nsec(since_nsec)
+    if max(changed, default=0) > before_nsec:
+        changed = array("Q", [nsec if nsec <= before_nsec else 0 for nsec in changed])
     _compact(found)
     strings = json.dumps(found.strings, separators=(",", ":")).encode()
     if len(strings) > _STRINGS_MOST_BYTES:

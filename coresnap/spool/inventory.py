@@ -61,13 +61,14 @@ class Row(NamedTuple):
 class Inventory(Columns):
     """The dumps of some stages, of SEEN and in that order. `foreign` is what lies there and is no dump, as stage/name."""
 
-    __slots__ = ("_numbers", "foreign", "reread")
+    __slots__ = ("_numbers", "foreign", "fresh_nsec", "reread")
 
     def __init__(self) -> None:
         super().__init__()
         self.counts = [0] * len(SEEN)
         self.foreign: list[str] = []
         self.reread = 0
+        self.fresh_nsec: list[int] = []  #: when what has been read anew had last changed
         self._numbers: dict[str, int] = {}
 
     @classmethod
@@ -156,8 +157,10 @@ def take(spool: Spool, wanted: Sequence[str] = INDEXED, *, each: bool = False) -
     found = _unchanged(listed, old, seen, recorded) if old and seen else None
     if found is None:
         found = _Look(spool, listed, old, seen, recorded).run()
-    changes = found.reread + (len(old) - (len(found) - found.reread) if old else _CHANGES_LEAST)
-    if changes >= _CHANGES_LEAST and len(found) >= _INDEX_LEAST and set(wanted) >= set(INDEXED):
+    gone = len(old) - (len(found) - found.reread) if old else 0
+    settled_nsec = index.settled_nsec(since_nsec)
+    news = gone + sum(1 for nsec in found.fresh_nsec if 0 < nsec <= settled_nsec)
+    if news >= _CHANGES_LEAST and len(found) >= _INDEX_LEAST and set(wanted) >= set(INDEXED):
         found.oldest_first()
         index.save(spool, found, since_nsec)
     if stages.STAGING in wanted:
@@ -277,6 +280,7 @@ class _Look:
         for stage, unchanged in zip(self._listed, kept, strict=True):
             self._found.add(self._old, stage, (at for at in unchanged if self._old.uuids[at] not in self._where))
             fresh = self._fresh[stage]
+            self._found.fresh_nsec += fresh["changed_nsec"]
             self._found.add(fresh, stage, (at for at, uuid in enumerate(fresh.uuids) if self._where[uuid] == stage))
         self._found.reread = len(self._where)
         return self._found

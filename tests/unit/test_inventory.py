@@ -180,6 +180,7 @@ def test_what_changed_just_before_is_read_again(made: Made, monkeypatch: pytest.
     monkeypatch.setattr(index, "_SETTLED_NSEC", 3600 * 10**9)
     _take(made)
     assert _take(made).reread == 4 * _DUMPS
+    assert not (made.root / index.NAME).exists(), "it would be of no use"
 
 
 def test_a_clock_that_was_set_back_costs_time(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
