@@ -7,10 +7,10 @@ UNITDIR ?= $(PREFIX)/lib/systemd/system
 VENV := build/venv
 RUN_NEEDS := python3-systemd python3-sdnotify python3-requests python3-jsonschema zstd
 DEMO_NEEDS := $(RUN_NEEDS) gcc libc6-dev gdb
-TEST_NEEDS := $(DEMO_NEEDS) age openssh-client g++ libc6-dbg make systemd python3-pytest e2fsprogs mount util-linux binutils elfutils
+TEST_NEEDS := $(DEMO_NEEDS) age openssh-client g++ libc6-dbg make systemd python3-pytest e2fsprogs mount util-linux binutils elfutils openssl
 CORPUS_NEEDS := clang musl-tools golang-go rustc xz-utils
 VENV_NEEDS := python3-venv python3-dev gcc libc6-dev libsystemd-dev pkg-config
-SYSTEM_NEEDS := $(DEMO_NEEDS) python3-pytest qemu-system-x86 qemu-utils mmdebstrap e2fsprogs systemd-container mount util-linux
+SYSTEM_NEEDS := $(DEMO_NEEDS) python3-pytest qemu-system-x86 qemu-utils mmdebstrap e2fsprogs systemd-container mount util-linux openssl
 LINT_NEEDS := $(VENV_NEEDS) shellcheck
 
 .PHONY: help demo test test-venv corpus smoke test-system proof check lint bench generate install clean

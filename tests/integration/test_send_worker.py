@@ -120,6 +120,17 @@ def test_a_store_that_is_mended_is_used_again(worker: Worker, fds: list[int], tm
     assert _status(worker.ask(_request(tmp_path), fds)) == "delivered"
 
 
+def test_without_requests_the_object_store_waits_for_it(fds: list[int], tmp_path: Path) -> None:
+    (tmp_path / "coroner.cf").write_text("write = https://store.example\n")
+    worker = Worker(packages=False)
+    answer = worker.ask(_request(tmp_path, store=f"coroner:{tmp_path}/coroner.cf"), fds)
+    assert _status(answer) == "parked"
+    assert answer is not None
+    assert "install python3-requests" in answer["detail"]
+    assert _status(worker.ask(_request(tmp_path), fds)) == "delivered", "the file: store needs no package"
+    assert worker.end() == (0, "")
+
+
 def test_a_worker_whose_coroner_cf_has_changed_ends(tmp_path: Path, fds: list[int]) -> None:
     """Under systemd what it was given of the file stays as it was; its owner has another one started."""
     named, given = tmp_path / "coroner.cf", tmp_path / "credentials"

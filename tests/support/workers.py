@@ -14,12 +14,12 @@ from coresnap.ground import program, wire
 class Worker:
     """A worker and the owner's end of its connection."""
 
-    def __init__(self, **environment: str) -> None:
-        """Start a worker, with these variables more."""
+    def __init__(self, *, packages: bool = True, **environment: str) -> None:
+        """Start a worker, with these variables more; without `packages` it has the standard library alone."""
         self.connection, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self.process: subprocess.Popen[str] = subprocess.Popen(
-                program.argv_of("send_worker", packages=True),
+                program.argv_of("send_worker", packages=packages),
                 stdin=theirs.fileno(),
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
