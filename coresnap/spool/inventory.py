@@ -82,9 +82,10 @@ class Inventory(Columns):
     def add(self, rows: Columns, stage: str, numbers: Iterable[int]) -> None:
         """Add some rows of others, all of one stage, which have their strings in common with these."""
         mine = list(numbers)
-        self.uuids += map(rows.uuids.__getitem__, mine)
-        for name, column in self.columns.items():
-            column.extend(map(rows[name].__getitem__, mine))
+        for run in _runs(mine):  # where little has changed they are few, and long
+            self.uuids += rows.uuids[run]
+            for name, column in self.columns.items():
+                column.extend(rows[name][run])
         self.counts[SEEN.index(stage)] += len(mine)
 
     def put(self, stage: str, uuid: str, values: dict[str, Any]) -> None:
@@ -119,8 +120,11 @@ class Inventory(Columns):
     def oldest_first(self) -> "array[int]":
         """Return the dumps' numbers in the order of their crashes."""
         if len(self.order) != len(self):
-            by_name = sorted(range(len(self)), key=self.uuids.__getitem__)
-            self.order = array("I", sorted(by_name, key=self["time_usec"].__getitem__))
+            times = self["time_usec"]
+            numbers: Iterable[int] = range(len(self))
+            if len(set(times)) < len(times):  # those of one moment stand in the order of their names
+                numbers = sorted(numbers, key=self.uuids.__getitem__)
+            self.order = array("I", sorted(numbers, key=times.__getitem__))
         return self.order
 
     def victim(self, exe: int, comm: int) -> dict[str, str]:
@@ -139,6 +143,17 @@ class Inventory(Columns):
         texts = [self.strings[value] for value in numbers[4:]]
         known = (time_usec, disk_bytes, core_bytes, recorded_bytes, pid, uid, signal, numbers[3])
         return Row(SEEN[stage], self.uuids[number], *known, *texts)
+
+
+def _runs(numbers: list[int]) -> list[slice]:
+    """Return the numbers as runs of numbers that follow each other."""
+    breaks = [at for at in range(1, len(numbers)) if numbers[at] != numbers[at - 1] + 1]
+    starts, ends = [0, *breaks], [*breaks, len(numbers)]
+    return (
+        [slice(numbers[start], numbers[end - 1] + 1) for start, end in zip(starts, ends, strict=True)]
+        if numbers
+        else []
+    )
 
 
 def take(spool: Spool, wanted: Sequence[str] = INDEXED, *, each: bool = False) -> Inventory:
