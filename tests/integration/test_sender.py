@@ -109,7 +109,8 @@ def test_a_store_that_is_down_is_probed_once_a_minute_whatever_waits(tmp_path: P
     assert (standing.state, standing.failures, standing.delivered, standing.next_try_usec) == ("up", 0, 20, None)
 
 
-def test_what_is_under_way_when_a_store_goes_down_is_one_failure(sender: Sender) -> None:
+def test_what_is_under_way_when_a_store_goes_down_is_one_failure(tmp_path: Path) -> None:
+    sender = Sender(tmp_path, "send.jobs = 2")
     dumps = [sender.dump() for _ in range(40)]
     sender.says(("job", "send", BUSY))
     sender.live(10 * MINUTE)

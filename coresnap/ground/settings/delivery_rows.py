@@ -95,8 +95,9 @@ class DeliveryValues(SnapshotValues):
         """,
     )
     send_jobs: int = row(
-        "send.jobs", kinds.Number(1, 64), "2", "send", """
-        Most snapshots that are delivered at once. The second connection is made when ten or more wait.
+        "send.jobs", kinds.Number(1, 64), "1", "send", """
+        Most snapshots that are delivered at once, each over a connection of its own; another one is made where ten or more
+        wait for each. More help with a store that is far away. One takes some 30 MB.
         """,
     )
     send_whole_per_day: int = row(
