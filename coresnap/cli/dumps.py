@@ -20,8 +20,9 @@ from coresnap.spool.inventory import Inventory
 from coresnap.spool.stages import Dump, Spool
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Sequence
 
+    from coresnap.spool.inventory import Row
     from coresnap.spool.record import Record
 
 #: The stages of finished dumps, the way that a dump goes: one that moves on while they are read is not missed.
@@ -186,6 +187,14 @@ def inventory_of(spool: Spool, names: Sequence[str]) -> Inventory:
         for entry in _look_at_served(spool, [stage] if stage in names else []):
             found.put(stage, entry.uuid, sight.values_of(dict.fromkeys(entry.names or (), 0), entry.record))
     return found
+
+
+def look_at(spool: Spool, rows: Iterable[Row]) -> Iterator[Entry]:
+    """Read these dumps whole, one at a time; one that has moved since is where it is now."""
+    for row in rows:
+        entries = (look(spool, stage, row.uuid) for stage in (row.stage, *stages.STAGES))
+        if entry := next(filter(None, entries), None):
+            yield entry
 
 
 def core_gone(document: Record | None) -> str:

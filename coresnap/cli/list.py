@@ -38,12 +38,10 @@ from coresnap.spool import index, stages
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
-    from coresnap.cli.dumps import Entry
     from coresnap.cli.groups import Group
     from coresnap.spool.inventory import Inventory
-    from coresnap.spool.stages import Spool
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -73,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
         found = dumps.inventory_of(spool, [stage for stage in index.SEEN if stage in (args.stage or dumps.LISTED)])
         chosen = _chosen(found, args)
         if args.json and not args.group:
-            terminal.print_json_array(entry.as_json() for entry in _entries(spool, found, chosen))
+            terminal.print_json_array(entry.as_json() for entry in dumps.look_at(spool, map(found.row, chosen)))
     if args.group and (args.json or chosen):
         _print_groups(groups.group(map(found.row, chosen)), as_json=args.json)
     elif chosen and not args.json:
@@ -110,15 +108,6 @@ def _chosen(found: Inventory, args: argparse.Namespace) -> Sequence[int]:
     if args.most is not None:
         chosen = chosen[-args.most :] if args.most > 0 else []
     return chosen
-
-
-def _entries(spool: Spool, found: Inventory, chosen: Sequence[int]) -> Iterator[Entry]:
-    """Read the dumps whole, one at a time; one that has moved since is where it is now."""
-    for number in chosen:
-        row = found.row(number)
-        entries = (dumps.look(spool, stage, row.uuid) for stage in (row.stage, *stages.STAGES))
-        if entry := next(filter(None, entries), None):
-            yield entry
 
 
 def _note_problems(found: Inventory) -> None:

@@ -21,11 +21,12 @@ from coresnap.cli.dumps import Entry
 from coresnap.ground import settings
 from coresnap.ground.errors import Refused
 from coresnap.ground.text import printable
-from coresnap.spool import ledger, stages
+from coresnap.spool import index, ledger, stages
 
 if TYPE_CHECKING:
     import argparse
 
+    from coresnap.spool.inventory import Row
     from coresnap.spool.outlook import Standing
 
 _MOST = 10
@@ -75,7 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
     loaded = settings.load(args.settings)
-    entries, lost, known_stores = _search(loaded.dump_root, args.what)
+    entries, unread, lost, known_stores = _search(loaded.dump_root, args.what, args.most)
     known: list[tuple[int, Entry | dict[str, Any]]] = [
         *((entry.time_usec, entry) for entry in entries),
         *((loss["time_usec"], loss) for loss in lost),
@@ -83,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
     latest = sorted(known, key=lambda pair: pair[0], reverse=True)[: args.most]
     if args.json:
         terminal.print_json([_as_json(one) for _time_usec, one in latest])
-    if not known:
+    if not known and not unread:
         raise Refused(f"nothing is known of {args.what or 'any crash'}", hint=kernel.cores_go_where())
     if args.json:
         return 0
@@ -93,8 +94,9 @@ def run(args: argparse.Namespace) -> int:
             continue
         is_sent = one.record is not None and one.stage == stages.SENDING
         _tell_kept(one, waits.of(one.record, loaded, known_stores) if is_sent and one.record else [])
-    if len(known) > len(latest):
-        terminal.note(f"{len(known) - len(latest)} earlier ones are not shown: -n {len(known)} shows them")
+    count = len(known) + unread
+    if count > len(latest):
+        terminal.note(f"{count - len(latest)} earlier ones are not shown: -n {count} shows them")
     return 0
 
 
@@ -105,26 +107,31 @@ def _as_json(one: Entry | dict[str, Any]) -> dict[str, Any]:
     return {"kept": None if one.names is None else one.has(dumps.CORE), **one.as_json()}
 
 
-def _search(root: str, what: str | None) -> tuple[list[Entry], list[dict[str, Any]], list[Standing]]:
-    """Return the dumps and the lines of the ledgers that are meant, and how the stores stand.
+def _search(root: str, what: str | None, most: int) -> tuple[list[Entry], int, list[dict[str, Any]], list[Standing]]:
+    """Return the latest dumps that are meant, and how many more there are; the lines of the ledgers; how the stores stand.
 
     A spool that is not there is one reason to ask.
     """
     entries: list[Entry] = []
+    unread = 0
     known_stores: list[Standing] = []
     try:
         with dumps.open_to_read(root) as spool:
-            entries = [entry for entry in dumps.look_all(spool, stages.STAGES) if _is_meant(entry, what)]
+            found = dumps.inventory_of(spool, index.SEEN)
+            meant = [row for row in map(found.row, found.oldest_first()) if _is_meant(row, what)]
+            meant, unread = meant[len(meant) - min(most, len(meant)) :], max(0, len(meant) - most)
+            entries = list(dumps.look_at(spool, meant))
             lost = losses.read(root, spool)
             known_stores = waits.standings(spool)
     except Refused as error:
         terminal.note(error.line())
         lost = losses.read(root, None)
-    return entries, [loss for loss in lost if _matches(loss, str(loss.get("uuid", "")), what)], known_stores
+    lost = [loss for loss in lost if _matches(loss, str(loss.get("uuid", "")), what)]
+    return entries, unread, lost, known_stores
 
 
-def _is_meant(entry: Entry, what: str | None) -> bool:
-    return _matches(entry.record["victim"] if entry.record else {}, entry.uuid, what)
+def _is_meant(row: Row, what: str | None) -> bool:
+    return _matches({**row.victim, "pid": row.pid}, row.uuid, what)
 
 
 def _matches(victim: dict[str, Any], uuid: str, what: str | None) -> bool:
