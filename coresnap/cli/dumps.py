@@ -157,18 +157,6 @@ def _look_from_outside(stage_fd: int, stage: str, uuid: str, why: OSError) -> En
     return Entry(stage, uuid, status.st_mtime_ns // 1000, None, f"{record.NAME}: {why.strerror}", None)
 
 
-def look_all(spool: Spool, names: Sequence[str] = LISTED) -> list[Entry]:
-    """Read all dumps of these stages, oldest first. One that moves meanwhile is looked up again, once."""
-    if isinstance(spool, Served):
-        return _look_at_served(spool, names)
-    found: dict[str, Entry] = {}
-    for stage, uuid in [(name, uuid) for name in names for uuid in spool.uuids(name)]:
-        entry = look(spool, stage, uuid) or next(filter(None, (look(spool, other, uuid) for other in names)), None)
-        if entry:
-            found[uuid] = entry
-    return sorted(found.values(), key=lambda entry: (entry.time_usec, entry.uuid))
-
-
 def _look_at_served(spool: Served, names: Sequence[str]) -> list[Entry]:
     found = [
         Entry(one.stage, uuid, one.record["captured"]["time_usec"], one.record, names=tuple(one.names))

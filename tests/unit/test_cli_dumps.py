@@ -24,6 +24,8 @@ from tests.support import spools
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from coresnap.spool.inventory import Row
+
 
 class Eventful(Spool):
     """A spool in which something happens after a stage has been listed."""
@@ -33,11 +35,21 @@ class Eventful(Spool):
         self.events = events
 
     def uuids(self, stage: str) -> list[str]:
-        found = super().uuids(stage)
+        return self._and_then(stage, super().uuids(stage))
+
+    def listing(self, stage: str) -> list[str]:
+        return self._and_then(stage, super().listing(stage))
+
+    def _and_then(self, stage: str, found: list[str]) -> list[str]:
         event = self.events.pop(stage, None)
         if event:
             event(self)
         return found
+
+
+def _rows(spool: Spool) -> list[Row]:
+    found = dumps.inventory_of(spool, dumps.LISTED)
+    return [found.row(number) for number in found.oldest_first()]
 
 
 def _move(uuid: str, stage: str, target: str) -> Callable[[Spool], None]:
@@ -64,7 +76,7 @@ def test_a_dump_that_moves_on_is_found_once(tmp_path: Path, after: str) -> None:
     made = spools.make(tmp_path)
     uuid = spools.add(made)
     with Eventful(made.root, **{after: _move(uuid, "pending", "sending")}) as spool:
-        (entry,) = dumps.look_all(spool)
+        (entry,) = _rows(spool)
     assert (entry.stage, entry.uuid, entry.problem) == ("sending", uuid, "")
 
 
@@ -72,7 +84,7 @@ def test_a_dump_that_goes_back_is_found(tmp_path: Path) -> None:
     made = spools.make(tmp_path)
     uuid = spools.add(made, "failed")
     with Eventful(made.root, failed=_move(uuid, "failed", "pending")) as spool:
-        (entry,) = dumps.look_all(spool)
+        (entry,) = _rows(spool)
     assert (entry.stage, entry.uuid) == ("pending", uuid)
 
 
@@ -80,7 +92,7 @@ def test_a_dump_that_is_removed_meanwhile_is_no_dump(tmp_path: Path) -> None:
     made = spools.make(tmp_path)
     uuid = spools.add(made)
     with Eventful(made.root, failed=_remove(uuid)) as spool:
-        assert dumps.look_all(spool) == []
+        assert _rows(spool) == []
 
 
 def test_open_dump_follows_a_dump_that_moves(tmp_path: Path) -> None:
