@@ -124,6 +124,25 @@ def test_both_debug_commands_open_a_compressed_core(container: Container, core: 
     assert re.search(r"\bstore \(.* at .*crash\.c:\d+", frames(container, uuid)[0])
 
 
+def test_a_core_is_encrypted_in_the_sandbox(container: Container, core: bytes) -> None:
+    """A program in Go, whose start asks for more than the worker's unit grants."""
+    age = shutil.which("age")
+    if age is None:
+        pytest.skip("age is not installed")
+    made = subprocess.run(["age-keygen"], capture_output=True, text=True, check=True)
+    drop_in = "/etc/coresnap/coresnap.conf.d/20-encrypt.conf"
+    container.run("sh", "-c", "cat > /usr/local/bin/age; chmod 755 /usr/local/bin/age", stdin=Path(age).read_bytes())
+    container.sh(f"echo 'encrypt.recipients = {made.stderr.split()[-1]}' > {drop_in}; systemctl stop {_PROCESSOR} 2>&1")
+    try:
+        (uuid,) = uuids = backlog.take_in(container, core, 1)
+        backlog.wait_until_committed(container, uuids, 60)
+        names = set(container.run("ls", f"{backlog.SPOOL}/committed/{uuid}").stdout.split())
+        assert {"assets.tar.age", "core.zst.age", "snapshot"} <= names
+        assert not {"core", "core.zst", "assets.tar"} & names
+    finally:
+        container.sh(f"rm {drop_in} /usr/local/bin/age; systemctl stop {_PROCESSOR} 2>&1")
+
+
 def test_names_of_cxx_are_demangled_in_the_sandbox(container: Container, tmp_path: Path) -> None:
     """A child, foreign code, limits: what the worker's unit forbids must not be among what this needs."""
     if shutil.which("g++") is None:
