@@ -58,14 +58,12 @@ if TYPE_CHECKING:
 
     from coresnap.capture.capture import Capture
 
-#: Where archive.sh has the lock by which few archives at a time have an interpreter.
-_GATE_FD = 9
+#: What archive.sh has open in a storm: its note, what tells others that we carry, and the lock by which few archives at a
+#: time have an interpreter.
+_NOTE_FD, _CARRIES_FD, _GATE_FD = 7, 8, 9
+_NOTES = "/run/coresnap/waiting/"
 #: A service that has not taken a crash by then is stuck, or has more to do than this machine can.
 _HANDOVER_MSEC = 60_000
-#: Whose crashes archive captures by itself: PID 1, journald and coresnap cannot serve while they are held.
-_OWN_SLICE = b"/coresnap.slice/"
-_JOURNALD = b"/systemd-journald"
-_PID_1 = b"/init.scope"
 _EXIT_STATUS = {
     "": 0,
     **dict.fromkeys(("no-spool", "rlimit", "rate", "excluded", "too-large"), 69),
@@ -81,8 +79,10 @@ def main(arguments: "Sequence[str]") -> int:
     if isinstance(options, int):
         return options
     settings_path, proc, positional = options
-    if positional == arguments and positional and _handed_over(positional):
-        os._exit(0)  # nothing is left to do, and the pipe is held until we are gone
+    if positional == arguments and positional and (_was_carried() or _handed_over(positional)):
+        os.dup2(1, 0)  # the service has the pipe
+        _carry()
+        os._exit(0)
 
     _leave_the_gate()
     from coresnap.capture.capture import Capture
@@ -108,27 +108,54 @@ def _handed_over(arguments: "Sequence[str]") -> bool:
     try:
         proc_fd = os.open(f"/proc/{pid}", os.O_RDONLY | os.O_DIRECTORY)
         fds.append(proc_fd)
-        cgroup_fd = os.open("cgroup", os.O_RDONLY, dir_fd=proc_fd)
-        cgroup = os.read(cgroup_fd, 4096)
-        os.close(cgroup_fd)
+        if not handover.is_served(pid, proc_fd):
+            return False
     except OSError:
-        return False
-    if pid == "1" or any(own in cgroup for own in (_PID_1, _JOURNALD, _OWN_SLICE)):
         return False
     if len(arguments) > 8 and arguments[8].isdigit():
         fds.append(int(arguments[8]))
     return handover.offer(handover.PATH, _started_nsec(), list(arguments), fds, _HANDOVER_MSEC)
 
 
-def _started_nsec() -> int:
+def _was_carried() -> bool:
+    """Say whether another archive has handed the crash over, while archive.sh waited for us to be started."""
+    try:
+        if not os.readlink(f"/proc/self/fd/{_NOTE_FD}").startswith(_NOTES):
+            return False
+    except OSError:
+        return False  # it has not waited
+    from coresnap.capture import carry
+
+    return carry.is_captured(_NOTE_FD)
+
+
+def _carry() -> None:
+    """Hand over the crashes of those that wait, now that nothing is held by us."""
+    try:
+        if not os.listdir(_NOTES):
+            return
+    except OSError:
+        return
+    from coresnap.capture import carry
+
+    carry.carry(
+        lambda status, arguments, fds: handover.offer(
+            handover.PATH, _started_nsec(status), arguments, fds, _HANDOVER_MSEC
+        )
+    )
+
+
+def _started_nsec(status: bytes = b"") -> int:
     """Return CLOCK_MONOTONIC when the kernel started us, to a clock tick: before the interpreter archive.sh may have waited.
 
-    Field 22 of /proc/self/stat, in ticks of CLOCK_BOOTTIME: proc_pid_stat(5).
+    `status` is another's /proc/PID/stat in place of our own: field 22, in ticks of CLOCK_BOOTTIME, proc_pid_stat(5).
     """
     try:
-        fd = os.open("/proc/self/stat", os.O_RDONLY)
-        fields = os.read(fd, 4096).rpartition(b")")[2].split()
-        os.close(fd)
+        if not status:
+            fd = os.open("/proc/self/stat", os.O_RDONLY)
+            status = os.read(fd, 4096)
+            os.close(fd)
+        fields = status.rpartition(b")")[2].split()
         ticks_nsec = (int(fields[19]) + 1) * (1_000_000_000 // os.sysconf("SC_CLK_TCK"))
         lived_nsec = time.clock_gettime_ns(time.CLOCK_BOOTTIME) - ticks_nsec
         return min(STARTED_NSEC, time.monotonic_ns() - lived_nsec)
@@ -137,11 +164,12 @@ def _started_nsec() -> int:
 
 
 def _leave_the_gate() -> None:
-    """Let another archive have its interpreter: what comes now may take long."""
-    try:
-        os.close(_GATE_FD)
-    except OSError:
-        pass
+    """Let another archive have its interpreter, and nobody wait for us to carry: what comes now may take long."""
+    for fd in (_CARRIES_FD, _GATE_FD):
+        try:
+            os.close(fd)
+        except OSError:
+            pass
 
 
 def _open_standard_descriptors() -> None:

@@ -39,4 +39,5 @@ def from_archive(connection: socket.socket, fds: list[int]) -> tuple[Victim, Sou
         os.set_inheritable(fd, False)
     victim = from_core_pattern(arguments)
     victim.pidfd = fds[2] if len(fds) > 2 else None
-    return victim, HandedOver(fds[0], connection), f"/proc/self/fd/{fds[1]}", started_nsec
+    note_fd = fds[3] if len(fds) > 3 else -1
+    return victim, HandedOver(fds[0], connection, note_fd), f"/proc/self/fd/{fds[1]}", started_nsec

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The hand-over: archive, started by the kernel for one crash, gives it to the resident capture service and is gone.
 
-Packets over an AF_UNIX socket, SOCK_SEQPACKET. A worker of the service that has accepted the connection says READY, one byte;
-before that archive sends nothing: a descriptor that lies in a queue holds the process, and cannot be called back. Then archive
-sends HEADER, CLOCK_MONOTONIC at archive's start in nanoseconds, and archive's
-arguments, each after a NUL byte; with it the descriptors of the core's pipe, of /proc/PID and, where the kernel gave one,
-of the process (a pidfd). The service answers TAKEN, one byte, just before it reads the core. Until then archive keeps its
-descriptors and may take the crash back, by shutting its end for reading: an answer arrives before that, or it fails.
+Packets over an AF_UNIX socket, SOCK_SEQPACKET. A worker of the service that has accepted the connection says READY, one
+byte; before that archive sends nothing: a descriptor that lies in a queue holds the process, and cannot be called back. Then
+archive sends HEADER, CLOCK_MONOTONIC at archive's start in nanoseconds, and archive's arguments, each after a NUL byte; with
+it the descriptors of the core's pipe, of /proc/PID, where the kernel gave one of the process (a pidfd), and, where it hands
+over for another that waits, of that one's note (coresnap.capture.carry). The service answers TAKEN, one byte, just before it
+reads the core. Until then archive keeps its descriptors and may take the crash back, by shutting its end for reading: an
+answer arrives before that, or it fails.
 
 Imported while a crashed process is held.
 """
@@ -25,7 +26,20 @@ HEADER = b"coresnap-handover 2"
 READY = b"?"
 TAKEN = b"+"
 LIMIT_BYTES = 4096
-FDS_MAX = 3
+FDS_MAX = 4
+#: Whose crashes archive captures by itself: PID 1, journald and coresnap cannot serve while they are held. archive.sh has
+#: the same.
+_NOT_SERVED = (b"/init.scope", b"/systemd-journald", b"/coresnap.slice/")
+
+
+def is_served(pid: str, proc_fd: int) -> bool:
+    """Say whether a crash of this process can be given to the service. Raises OSError."""
+    fd = os.open("cgroup", os.O_RDONLY, dir_fd=proc_fd)
+    try:
+        cgroup = os.read(fd, 4096)
+    finally:
+        os.close(fd)
+    return pid != "1" and not any(group in cgroup for group in _NOT_SERVED)
 
 
 def offer(path: str, started_nsec: int, arguments: "list[str]", fds: "list[int]", wait_msec: int) -> bool:
@@ -71,9 +85,11 @@ def read(message: bytes) -> "tuple[int, list[str]] | None":
 class HandedOver(Source):
     """A core that archive offers; it is ours from the answer on."""
 
-    def __init__(self, pipe_fd: int, connection: "socket.socket") -> None:
+    def __init__(self, pipe_fd: int, connection: "socket.socket", note_fd: int = -1) -> None:
+        """`note_fd` is of the note by which an archive that waits knows that its crash has been taken."""
         super().__init__(pipe_fd, "handover")
         self._connection = connection
+        self._note_fd = note_fd
 
     def fds(self) -> "tuple[int, ...]":
         """Return the pipe and the connection."""
@@ -82,13 +98,21 @@ class HandedOver(Source):
     def begin(self) -> None:
         """Take the crash over. Raises Withdrawn where archive has taken it back, or has died."""
         try:
-            self._connection.send(TAKEN)
+            self._take()
         except OSError as error:
             raise Withdrawn("archive has taken the crash back") from error
 
     def refuse(self) -> None:
         """Take the crash over, so that archive does not try what is refused here a second time."""
         try:
-            self._connection.send(TAKEN)
+            self._take()
         except OSError:
             pass  # archive comes to the same end by itself
+
+    def _take(self) -> None:
+        self._connection.send(TAKEN)
+        if self._note_fd >= 0:
+            try:
+                os.pwrite(self._note_fd, TAKEN, 0)
+            except OSError:
+                pass  # /run is full: who offered it has been told

@@ -20,7 +20,7 @@ _STORM, _CALM = "9.00 5.00 1.00 31/400 4711\n", "0.10 0.10 0.10 2/400 4711\n"
 def archive(tmp_path: Path) -> Path:
     """Return archive.sh as it is installed, but for where its gates and the machine's load are."""
     script = (_REPOSITORY / "coresnap" / "archive.sh").read_text()
-    for there, here in (("/run/coresnap/gate.", f"{tmp_path}/gate."), ("/proc/loadavg", f"{tmp_path}/loadavg")):
+    for there, here in (("run=/run/coresnap\n", f"run={tmp_path}\n"), ("/proc/loadavg", f"{tmp_path}/loadavg")):
         assert there in script
         script = script.replace(there, here)
     path = tmp_path / "archive"

@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""In a storm of crashes: an archive that has an interpreter hands over the crashes of those that wait for one.
+
+What the kernel starts is archive.sh. In a storm it leaves a note in WAITING, which only root can write to: an empty file,
+its pid for a name, open in it as descriptor 7. Then it waits until no process has the pipe CARRIERS open for writing;
+so nothing has to wake it where those that carried are gone, however they have ended.
+
+An archive whose own crash the service has taken looks there for notes. It locks one, finds the process that has left it
+and the crashed process, opens the core's pipe in it, and hands all of that over, the note included. Once the service has
+taken the crash it ends the process that waits: that held the core's pipe, too. Nothing is lost, and nothing taken twice,
+in whatever order they die:
+
+* the lock, flock(2), is the service's too, and the service writes a byte into the note just before the core's first;
+* who has waited, and has an interpreter at last, locks its note before anything else: a byte in it says that it is captured.
+
+A note is unlinked before who left it is ended, so that the next process of that number has another.
+
+Imported by archive after its own crash has been let go, or where it has waited.
+"""
+
+import _signal  # type: ignore[import-not-found]  # what signal adds, enumerations, takes longer than what is done here
+import fcntl
+import os
+import select
+import stat
+
+from coresnap.capture import handover
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+RUN = "/run/coresnap"
+_CARRIERS, _WAITING = "carriers", "waiting"
+#: archive.sh's descriptors while it waits: the core's pipe, and its note.
+_PIPE_FD, _NOTE_FD = 5, 7
+_CMDLINE_MAX_BYTES = 64 << 10
+_LOCK_SECONDS = 60
+
+
+def is_captured(note_fd: int) -> bool:
+    """Say whether the crash that one's own note tells of has been taken; else the note is void.
+
+    Where somebody offers it just now, the answer comes when that is decided, and no after a minute.
+    """
+    _signal.signal(_signal.SIGALRM, _too_late)
+    _signal.alarm(_LOCK_SECONDS)
+    try:
+        fcntl.flock(note_fd, fcntl.LOCK_EX)
+    except OSError:
+        pass  # who has it has been stuck since before the first byte
+    finally:
+        _signal.alarm(0)
+    _unlink(f"{RUN}/{_WAITING}/{os.getpid()}", note_fd)
+    return os.fstat(note_fd).st_size > 0
+
+
+def _too_late(_number: int, _frame: object) -> None:
+    raise InterruptedError
+
+
+def carry(offer: "Callable[[bytes, list[str], list[int]], bool]", run: str = RUN) -> None:
+    """Hand over the crashes of all that wait, as long as the service takes them. Raises nothing.
+
+    `offer` is given what /proc/PID/stat tells of who waits, archive's arguments and the descriptors, and says whether the
+    service has taken the crash.
+    """
+    try:
+        waiting_fd = os.open(f"{run}/{_WAITING}", os.O_RDONLY | os.O_DIRECTORY)
+        carries_fd = os.open(f"{run}/{_CARRIERS}", os.O_RDWR)
+    except OSError:
+        return  # nobody waits here
+    try:
+        while _round(waiting_fd, offer):
+            pass
+    except OSError:
+        pass  # they wake as we end, and go on by themselves
+    finally:
+        os.close(carries_fd)
+        os.close(waiting_fd)
+
+
+def _round(waiting_fd: int, offer: "Callable[[bytes, list[str], list[int]], bool]") -> bool:
+    """Look at each note once; say whether to look again: not where none could be carried, nor where one was not taken."""
+    names = [name for name in os.listdir(waiting_fd) if name.isdigit()]
+    carried = False
+    start = os.getpid() % len(names) if names else 0  # others carry, too: not all begin with the same one
+    for name in names[start:] + names[:start]:
+        try:
+            note_fd = os.open(name, os.O_RDWR | os.O_NOFOLLOW, dir_fd=waiting_fd)
+        except OSError:
+            continue  # another has carried it
+        fds = [note_fd]
+        try:
+            fcntl.flock(note_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            known = _crash(waiting_fd, name, note_fd, fds)
+            if known is None:
+                continue
+            status, arguments, waits_fd, offered = known
+            if not offer(status, arguments, offered):
+                return False
+            os.unlink(name, dir_fd=waiting_fd)
+            _signal.pidfd_send_signal(waits_fd, _signal.SIGKILL)
+            carried = True
+        except OSError:
+            continue  # another carries it, or it is just ending: who waits goes on by itself
+        finally:
+            for fd in reversed(fds):
+                os.close(fd)
+    return carried
+
+
+def _crash(
+    waiting_fd: int, name: str, note_fd: int, fds: "list[int]"
+) -> "tuple[bytes, list[str], int, list[int]] | None":
+    """Find what a note tells of: who waits as /proc/PID/stat has it, arguments, who waits as a pidfd, what to hand over.
+
+    What is opened is put into `fds`.
+    None where it tells of nothing that can be carried. Raises OSError where a process has ended.
+    """
+    note = os.fstat(note_fd)
+    if not note.st_nlink or note.st_size:
+        return None
+    interpreter, arguments, waits_fd = "", [], -1
+    try:
+        waits_fd = _open(f"/proc/{name}", fds)
+        interpreter, _script, *arguments = map(os.fsdecode, _read(waits_fd, "cmdline").split(b"\0")[:-1])
+    except (OSError, ValueError):
+        pass
+    if not interpreter.endswith("/sh") or not arguments or not arguments[0].isdigit():
+        os.unlink(
+            name, dir_fd=waiting_fd
+        )  # who left it has ended, and its number may be another's, or has an interpreter
+        return None
+    left = os.stat(f"fd/{_NOTE_FD}", dir_fd=waits_fd)
+    if not os.path.samestat(left, note):
+        return None
+    pidfd = os.pidfd_open(int(name))
+    fds.append(pidfd)
+    status = _read(
+        waits_fd, "stat"
+    )  # after it: where the directory still tells something, the process has lived all the time
+    if not stat.S_ISFIFO(os.stat(f"fd/{_PIPE_FD}", dir_fd=waits_fd).st_mode):
+        return None
+    pipe_fd = os.open(f"fd/{_PIPE_FD}", os.O_RDONLY, dir_fd=waits_fd)
+    fds.append(pipe_fd)
+    proc_fd = _open(f"/proc/{arguments[0]}", fds)
+    if not handover.is_served(arguments[0], proc_fd):
+        return None
+    victim_fd = os.pidfd_open(int(arguments[0]))
+    fds.append(victim_fd)
+    # A process that is killed while it is held lets go of the pipe: this one was not, and is no other of its number.
+    poll = select.poll()
+    poll.register(pipe_fd, 0)
+    if poll.poll(0):
+        return None
+    return status, arguments, pidfd, [pipe_fd, proc_fd, victim_fd, note_fd]
+
+
+def _open(path: str, fds: "list[int]") -> int:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    fds.append(fd)
+    return fd
+
+
+def _read(proc_fd: int, name: str) -> bytes:
+    fd = os.open(name, os.O_RDONLY, dir_fd=proc_fd)
+    try:
+        return os.read(fd, _CMDLINE_MAX_BYTES)
+    finally:
+        os.close(fd)
+
+
+def _unlink(path: str, note_fd: int) -> None:
+    """Unlink a note of one's own, if it is still that."""
+    try:
+        if os.path.samestat(os.stat(path), os.fstat(note_fd)):
+            os.unlink(path)
+    except OSError:
+        pass
