@@ -59,6 +59,14 @@ def _too_late(_number: int, _frame: object) -> None:
     raise InterruptedError
 
 
+def somebody_waits(run: str = RUN) -> bool:
+    """Say whether there are notes."""
+    try:
+        return bool(os.listdir(f"{run}/{_WAITING}"))
+    except OSError:
+        return False
+
+
 def carry(offer: "Callable[[bytes, list[str], list[int]], bool]", run: str = RUN) -> None:
     """Hand over the crashes of all that wait, as long as the service takes them. Raises nothing.
 

@@ -17,6 +17,7 @@ import coresnap.capture.memory  # noqa: F401  # a large crash wants it while it 
 from coresnap.capture.aftermath import lose, spool_or_none
 from coresnap.capture.board import CAPTURES, WAITS, Board
 from coresnap.capture.capture import Capture
+from coresnap.capture.carry import somebody_waits
 from coresnap.capture.finish import finish
 from coresnap.capture.handed_over import from_archive
 from coresnap.capture.kernel_socket import KernelSocket, victim_of
@@ -36,6 +37,8 @@ _CRASHES_MOST = 256
 _LET_GO_SECONDS = 0.02
 #: So many captures wait to be finished while further processes crash; each has some ten descriptors open.
 _HELD_MOST = 32
+#: So long after its crash a dump is finished, however many processes wait.
+_DEFERRED_MOST_NSEC = 20_000_000_000
 
 
 class _Lost(CoresnapError):
@@ -95,6 +98,8 @@ class Worker:
                 for fd in ready:
                     crashes += self._take(names[fd], want_fd, reader, is_probe)
                 pause_seconds = _LET_GO_SECONDS
+            elif self.held and self._defers():
+                pause_seconds = _LET_GO_SECONDS
             elif self.held:
                 self._finish()
             if not self.held:
@@ -103,6 +108,11 @@ class Worker:
         while self.held:
             self._finish()
         reader.end(whole=False)
+
+    def _defers(self) -> bool:
+        """Say whether the dumps are to wait because processes do: in a storm the processors are theirs first."""
+        deadline_nsec = self.held[0][0].started_nsec + _DEFERRED_MOST_NSEC
+        return len(self.held) < _HELD_MOST and time.monotonic_ns() < deadline_nsec and somebody_waits()
 
     def _close_listeners(self) -> None:
         for listener in self.listeners.values():

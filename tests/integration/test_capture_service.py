@@ -115,6 +115,19 @@ def test_what_the_settings_forbid_is_refused_over_the_hand_over_as_elsewhere(tmp
     ]
 
 
+def test_a_note_that_is_handed_over_says_that_its_crash_was_taken(tmp_path: Path, site: Site, real_core: Path) -> None:
+    """Who has left it learns from it, where who has handed it over is gone: also that of what is refused."""
+    note = tmp_path / "note"
+    with _service(site, tmp_path) as (_process, path), note.open("wb") as file, real_core.open("rb") as core:
+        proc_fd, pidfd = os.open("/proc/self", os.O_RDONLY | os.O_DIRECTORY), os.pidfd_open(os.getpid())
+        fds = [core.fileno(), proc_fd, pidfd, file.fileno()]
+        assert handover.offer(path, time.monotonic_ns(), [str(os.getpid())], fds, _WAIT_MSEC)
+        site.wait_for("pending", 1)
+        assert note.read_bytes() == handover.TAKEN
+        os.close(proc_fd)
+        os.close(pidfd)
+
+
 def test_a_crash_that_is_taken_back_is_neither_captured_twice_nor_recorded(
     tmp_path: Path, site: Site, real_core: Path
 ) -> None:
