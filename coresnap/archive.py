@@ -13,8 +13,10 @@ DESCRIPTION
     (after `make install`; a distribution's package has it in /usr/lib/coresnap). core_pipe_limit has to be above 0, so
     that the kernel keeps /proc/PID until archive has read it.
 
-    As it is installed a shell script comes before it, archive.sh: in a storm of crashes that lets ten archives run at a time,
-    by locks on /run/coresnap/gate.0 to gate.9, and has the others wait for two minutes at most.
+    As it is installed a shell script comes before it, archive.sh. In a storm of crashes that leaves a note in
+    /run/coresnap/waiting, and waits while another archive carries: one whose own crash the capture service has taken gives it
+    the crashes that the notes tell of, and ends who has waited. Who is not carried goes on by itself: ten archives run at a
+    time, by locks on /run/coresnap/gate.0 to gate.9, and the others wait for two minutes at most.
 
     It reads what dies with the process from /proc/PID, copies the core from standard input, sparsely and in one pass,
     and closes its input: from then on the process is gone. Then it makes the dump durable and renames it to pending.

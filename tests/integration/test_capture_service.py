@@ -116,7 +116,7 @@ def test_what_the_settings_forbid_is_refused_over_the_hand_over_as_elsewhere(tmp
 
 
 def test_a_note_that_is_handed_over_says_that_its_crash_was_taken(tmp_path: Path, site: Site, real_core: Path) -> None:
-    """Who has left it learns from it, where who has handed it over is gone: also that of what is refused."""
+    """Who has left it learns from it, where who has handed it over is gone."""
     note = tmp_path / "note"
     with _service(site, tmp_path) as (_process, path), note.open("wb") as file, real_core.open("rb") as core:
         proc_fd, pidfd = os.open("/proc/self", os.O_RDONLY | os.O_DIRECTORY), os.pidfd_open(os.getpid())
