@@ -7,7 +7,8 @@
 # Whoever it leaves goes on as if nobody had carried, and carries for others: through a gate, a file that root alone can open,
 # after two minutes at most. What the service cannot be given, its own crash and journald's, leaves no note.
 run=/run/coresnap
-if read -r _ _ _ tasks _ </proc/loadavg && [ "${tasks%%/*}" -ge 10 ] && command exec 9<"$run/gate.${1#"${1%?}"}"; then
+gate=$run/gate.${1#"${1%?}"}
+if read -r _ _ _ tasks _ </proc/loadavg && [ "${tasks%%/*}" -ge 10 ] && [ -f "$gate" ] && command exec 9<"$gate"; then
     alone=
     while read -r group; do
         case $group in */init.scope* | */systemd-journald* | */coresnap.slice/*) alone=1 ;; esac
