@@ -164,7 +164,7 @@ def _recorded_by_systemd(guest: Machine) -> None:
 def test_stopped_or_disabled_the_one_before_records_crashes_again(enabled: Machine) -> None:
     enabled.sh("systemctl stop coresnapd")
     assert not _is_ours(enabled)
-    until(enabled, '[ -z "$(ls -A /run/coresnap | grep -vE '^(gate|carriers$|waiting$)')" ]')
+    until(enabled, '[ -z "$(ls -A /run/coresnap | grep -v -e ^gate -e ^carriers -e ^waiting)" ]')
     assert "99-coresnap" not in enabled.sh("ls /run/sysctl.d").stdout
     _recorded_by_systemd(enabled)
     enabled.sh("systemctl start coresnapd")
