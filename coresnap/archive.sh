@@ -20,8 +20,8 @@ if read -r _ _ _ tasks _ </proc/loadavg && [ "${tasks%%/*}" -ge 10 ] && [ -f "$g
         exec <&5
         command exec 8<>"$run/carriers"
     fi
+    /usr/bin/flock -w 120 9 </dev/null 5<&- 7>&- 8>&- # meanwhile it can be carried still
     exec 5<&-
-    /usr/bin/flock -w 120 9 </dev/null 7>&- 8>&-
 fi
 exec /usr/bin/python3 -IS -c 'import sys
 sys.path.insert(0, sys.argv.pop(1))

@@ -36,6 +36,8 @@ _CARRIERS, _WAITING = "carriers", "waiting"
 _PIPE_FD, _NOTE_FD = 5, 7
 _CMDLINE_MAX_BYTES = 64 << 10
 _LOCK_SECONDS = 60
+#: Who carries looks so often, at such intervals, for whoever comes next: that is less than another interpreter's start.
+_ROUNDS, _IDLE_MSEC = 8, 50
 
 
 def is_captured(note_fd: int) -> bool:
@@ -79,8 +81,12 @@ def carry(offer: "Callable[[bytes, list[str], list[int]], bool]", run: str = RUN
     except OSError:
         return  # nobody waits here
     try:
-        while _round(waiting_fd, offer):
-            pass
+        idle = select.poll()
+        rounds_left = _ROUNDS
+        while rounds_left and (carried := _round(waiting_fd, offer)) is not None:
+            rounds_left = _ROUNDS if carried else rounds_left - 1
+            if not carried:
+                idle.poll(_IDLE_MSEC)
     except OSError:
         pass  # they wake as we end, and go on by themselves
     finally:
@@ -88,8 +94,8 @@ def carry(offer: "Callable[[bytes, list[str], list[int]], bool]", run: str = RUN
         os.close(waiting_fd)
 
 
-def _round(waiting_fd: int, offer: "Callable[[bytes, list[str], list[int]], bool]") -> bool:
-    """Look at each note once; say whether to look again: not where none could be carried, nor where one was not taken."""
+def _round(waiting_fd: int, offer: "Callable[[bytes, list[str], list[int]], bool]") -> "bool | None":
+    """Look at each note once; say whether any could be carried, None where one was offered and not taken."""
     names = [name for name in os.listdir(waiting_fd) if name.isdigit()]
     carried = False
     start = os.getpid() % len(names) if names else 0  # others carry, too: not all begin with the same one
@@ -106,7 +112,7 @@ def _round(waiting_fd: int, offer: "Callable[[bytes, list[str], list[int]], bool
                 continue
             status, arguments, waits_fd, offered = known
             if not offer(status, arguments, offered):
-                return False
+                return None
             os.unlink(name, dir_fd=waiting_fd)
             _signal.pidfd_send_signal(waits_fd, _signal.SIGKILL)
             carried = True
