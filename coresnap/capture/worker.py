@@ -39,6 +39,8 @@ _LET_GO_SECONDS = 0.02
 _HELD_MOST = 32
 #: So long after its crash a dump is finished, however many processes wait.
 _DEFERRED_MOST_NSEC = 20_000_000_000
+#: How often it is looked whether any still waits: each of many workers does that, and a crash wakes one anyway.
+_DEFERS_SECONDS = 0.5
 
 
 class _Lost(CoresnapError):
@@ -99,7 +101,7 @@ class Worker:
                     crashes += self._take(names[fd], want_fd, reader, is_probe)
                 pause_seconds = _LET_GO_SECONDS
             elif self.held and self._defers():
-                pause_seconds = _LET_GO_SECONDS
+                pause_seconds = _DEFERS_SECONDS
             elif self.held:
                 self._finish()
             if not self.held:

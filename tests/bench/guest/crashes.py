@@ -32,7 +32,8 @@ _PAGE_BYTES = 4096
 _NON_ZERO_OF_25 = 11
 _REST_SECONDS = 600.0
 _SLICE = "/sys/fs/cgroup/coresnap.slice"
-_LOOK_SECONDS = 0.3
+#: A look at a storm's processes takes a good part of a second of a processor, which those then lack.
+_LOOK_SECONDS = 1.0
 _STACK_KIB = 16
 
 
