@@ -29,7 +29,10 @@ def from_archive(connection: socket.socket, fds: list[int]) -> tuple[Victim, Sou
         connection.send(handover.READY)
     except OSError as error:
         raise Withdrawn("archive has waited for long enough") from error
-    message, passed, _flags, _address = socket.recv_fds(connection, handover.LIMIT_BYTES, handover.FDS_MAX)
+    try:
+        message, passed, _flags, _address = socket.recv_fds(connection, handover.LIMIT_BYTES, handover.FDS_MAX)
+    except ConnectionResetError as error:
+        raise Withdrawn("archive was killed before it had read that") from error
     fds += passed
     known = handover.read(message)
     if known is None or len(fds) < 2:

@@ -88,28 +88,30 @@ class Worker:
         reader = ResidentReader(self._close_listeners)
         crashes = 0
         pause_seconds = 0.0
-        while crashes < _CRASHES_MOST and self.board.count(WAITS) <= WAITING:
-            with suppress(OSError):  # it will be tried again, and a core without evidence is a core
-                reader.make_ready()
-            ready = [fd for fd, _events in epoll.poll(pause_seconds if self.held else None)]
-            pause_seconds = 0.0
-            if stopped_fd in ready:
-                break
-            # No process waits for what another one's dump needs after that has been let go.
-            if ready and len(self.held) < _HELD_MOST:
-                for fd in ready:
-                    crashes += self._take(names[fd], want_fd, reader, is_probe)
-                pause_seconds = _LET_GO_SECONDS
-            elif self.held and self._defers():
-                pause_seconds = _DEFERS_SECONDS
-            elif self.held:
+        try:
+            while crashes < _CRASHES_MOST and self.board.count(WAITS) <= WAITING:
+                with suppress(OSError):  # it will be tried again, and a core without evidence is a core
+                    reader.make_ready()
+                ready = [fd for fd, _events in epoll.poll(pause_seconds if self.held else None)]
+                pause_seconds = 0.0
+                if stopped_fd in ready:
+                    break
+                # No process waits for what another one's dump needs after that has been let go.
+                if ready and len(self.held) < _HELD_MOST:
+                    for fd in ready:
+                        crashes += self._take(names[fd], want_fd, reader, is_probe)
+                    pause_seconds = _LET_GO_SECONDS
+                elif self.held and self._defers():
+                    pause_seconds = _DEFERS_SECONDS
+                elif self.held:
+                    self._finish()
+                if not self.held:
+                    self.board.put(self.place, WAITS)
+                    gc.collect()
+        finally:
+            while self.held:
                 self._finish()
-            if not self.held:
-                self.board.put(self.place, WAITS)
-                gc.collect()
-        while self.held:
-            self._finish()
-        reader.end(whole=False)
+            reader.end(whole=False)
 
     def _defers(self) -> bool:
         """Say whether the dumps are to wait because processes do: in a storm the processors are theirs first."""

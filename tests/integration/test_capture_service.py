@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import socket
 import struct
@@ -126,6 +127,20 @@ def test_a_note_that_is_handed_over_says_that_its_crash_was_taken(tmp_path: Path
         assert note.read_bytes() == handover.TAKEN
         os.close(proc_fd)
         os.close(pidfd)
+
+
+def test_an_archive_that_is_killed_while_it_waits_takes_no_worker_with_it(tmp_path: Path, site: Site) -> None:
+    """What that one has let go and not finished yet would be lost with it."""
+    with _service(site, tmp_path) as (process, path):
+        workers = _children(process.pid)
+        for _archive in range(4):
+            with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
+                connection.connect(path)
+                assert select.select([connection], [], [], 30)[0]  # it is closed unread
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
+            connection.connect(path)
+            assert connection.recv(1) == handover.READY
+        assert set(workers) <= set(_children(process.pid))
 
 
 def test_a_crash_that_is_taken_back_is_neither_captured_twice_nor_recorded(
