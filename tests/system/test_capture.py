@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from tests.system.machine import Machine
@@ -46,25 +45,6 @@ def test_a_storm(served: tuple[Machine, str]) -> None:
     found = dumps(guest)
     assert len(found) == before + 30
     assert all(entry["record"]["core"]["truncated"] is None for entry in found)
-
-
-def test_a_storm_while_those_that_carry_are_killed(served: tuple[Machine, str]) -> None:
-    """Whoever waits for them goes on by himself; nothing is captured twice."""
-    guest, transport = served
-    before = len(dumps(guest))
-    guest.run("sh", "-c", "cat > /root/carriers.py", stdin=(Path(__file__).parent / "carriers.py").read_bytes())
-    killed = guest.sh(
-        "touch /root/go; python3 /root/carriers.py /root/go > /root/killed & kills=$!\n"
-        f'for i in $(seq 60); do ({CRASH}) & crashes="$crashes $!"; done; wait $crashes\n'
-        "rm /root/go; wait $kills; cat /root/killed",
-        seconds=600,
-    ).stdout
-    found = dumps(guest)
-    assert len(found) == before + 60
-    assert all(entry["record"]["core"]["truncated"] is None for entry in found)
-    if transport == "handover":
-        assert int(killed.split()[-1]) > 0
-        assert not guest.sh("ls /run/coresnap/waiting").stdout
 
 
 def test_what_the_quota_forbids_is_rejected_and_on_record(served: tuple[Machine, str]) -> None:
