@@ -86,7 +86,7 @@ def test_a_core_goes_all_the_way_and_again_after_the_owners_have_gone(container:
     assert owners.stdout == "coresnap:700\ncoresnap-send:600\n"
     log = container.sh(f"journalctl -b -o json CORESNAP_DUMP={uuid}").stdout.splitlines()
     stages = [entry["CORESNAP_STAGE"] for entry in map(json.loads, log) if "CORESNAP_STAGE" in entry]
-    assert stages == ["sending", "committed"]
+    assert stages == ["pending", "sending", "committed"]
 
 
 def test_workers_and_owners_that_are_killed_lose_nothing(container: Container, core: bytes) -> None:
