@@ -2,7 +2,8 @@
 """List the dumps, oldest first.
 
 Each line has the dump's stage and the beginning of its UUID; which of core (c), snapshot (s) and asset (a) there are;
-the executable; the time of the crash; what it takes on the disk. The last line counts dumps and bytes by stage:
+the executable; the time of the crash; how large these files are, the core as it lies on the disk. The last line counts
+dumps and bytes by stage:
 
     pending/84605573-9de... c-a vim.basic Fri Apr 14 22:49:40 2017 3.12mB
     [pending]/1O/3.12mB

@@ -57,7 +57,7 @@ def _mark(spool: Spool, text: str, loaded: Settings, *, pinned: bool) -> str:
     with dumps.take(spool, text) as dump:
         document = dumps.load_record(dump)
         if (document["pinned_usec"] is not None) == pinned:
-            return f"{dump.stage}/{dump.uuid}: {word} already"
+            return f"{dump.stage}/{dump.uuid}: {'pinned already' if pinned else 'was not pinned'}"
         document["pinned_usec"] = time.time_ns() // 1000 if pinned else None
         record.note(document, word, f"by user {os.getuid()}")
         record.store(dump, document, *loaded.dump_owner())

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from coresnap.spool.retention import Plan
 
 _SHORT = 75
+_KEPT = {"protected": "first or latest of a bug"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -74,13 +75,17 @@ def _print(plan: Plan, done: Iterable[Done]) -> int:
         why = f"left: {printable(left)}" if left else step.why
         print(f"{step.stage:9}/{step.uuid[: dumps.SHORT]}... {step.what} {human_bytes(freed_bytes):>9}  {why}")
         total_bytes += freed_bytes
-    kept = ", ".join(f"{count} {reason}" for reason, count in plan.kept.items() if count)
-    print(
-        f"{len(plan.steps)} steps, {human_bytes(total_bytes)}, of which {human_bytes(plan.need_bytes)} have to be",
-        end="",
-    )
-    print(f"; not to go: {kept}" if kept else "")
+    print(_summary(plan, total_bytes))
     return total_bytes
+
+
+def _summary(plan: Plan, freed_bytes: int) -> str:
+    steps = len(plan.steps)
+    said = f"{steps} step{'s' if steps > 1 else ''}, {human_bytes(freed_bytes)}" if steps else "nothing to remove"
+    if plan.need_bytes:
+        said += f", where {human_bytes(plan.need_bytes)} are needed"
+    kept = ", ".join(f"{count} {_KEPT.get(reason, reason)}" for reason, count in plan.kept.items() if count)
+    return f"{said}; kept back: {kept}" if kept else said
 
 
 def _print_json(plan: Plan, done: Iterable[Done]) -> int:

@@ -158,7 +158,7 @@ def _store(store: dict[str, Any]) -> str:
         return f"{what}: up, {store['delivered']} delivered"
     state = terminal.paint(store["state"], terminal.RED)
     next_try = f", next try {words.ago(store['next_try_usec'])}" if store["next_try_usec"] is not None else ""
-    return f"{what}: {state} since {words.ago(store['since_usec'])}{next_try}: {printable(store['detail'], 300)}"
+    return f"{what}: {state} since {words.when(store['since_usec'])}{next_try}: {printable(store['detail'], 300)}"
 
 
 def _room(known: dict[str, Any], loaded: Settings) -> str:

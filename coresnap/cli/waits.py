@@ -26,19 +26,20 @@ def standings(spool: object) -> list[Standing]:
         return []
 
 
-def of(document: Record, loaded: Settings, known: list[Standing]) -> list[str]:
-    """Return a line for what keeps this dump from its store now, where the store, or its project, takes nothing."""
+def of(document: Record, loaded: Settings, known: list[Standing]) -> list[Standing]:
+    """Return what keeps this dump from its store now: the store, or its project, where it takes nothing."""
     victim = document["victim"]
     project, _rule = loaded.format_for(os.path.basename(victim["exe"] or victim["comm"] or ""))
     store = f"command:{loaded.send_command[0]}" if loaded.send_command else loaded.store_address()
     return [
-        _line(one) for one in known if one.store == store and one.project in (None, project) and one.state != outlook.UP
+        one for one in known if one.store == store and one.project in (None, project) and one.state != outlook.UP
     ]
 
 
-def _line(one: Standing) -> str:
+def line(one: Standing) -> str:
+    """Return in words how a store, or a project, stands that takes nothing."""
     what = printable(one.store, 200) if one.project is None else f"project {printable(one.project)}"
     next_try = f", next try {words.ago(one.next_try_usec)}" if one.next_try_usec is not None else ""
     return (
-        f"{what} {outlook.WORDS[one.state]} since {words.ago(one.since_usec)}{next_try}: {printable(one.detail, 300)}"
+        f"{what} {outlook.WORDS[one.state]} since {words.when(one.since_usec)}{next_try}: {printable(one.detail, 300)}"
     )

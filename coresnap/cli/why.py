@@ -21,7 +21,7 @@ from coresnap.cli.dumps import Entry
 from coresnap.ground import settings
 from coresnap.ground.errors import Refused
 from coresnap.ground.text import printable
-from coresnap.spool import index, ledger, stages
+from coresnap.spool import index, ledger, outlook, stages
 
 if TYPE_CHECKING:
     import argparse
@@ -38,6 +38,8 @@ _STAGES = {
     stages.COMMITTED: "its core is kept and its snapshot delivered",
     stages.FAILED: "its core is kept, but it has been given up on",
 }
+#: Of a parked store or project: it is probed ever more rarely, and nothing goes until somebody has done something.
+_MEND = "mend that; a changed coroner.cf is tried within a minute; "
 _GONE = "its core was kept, and is gone from the spool"
 _WITHOUT_CORE = {
     stages.PENDING: "no snapshot can be made any more",
@@ -145,7 +147,7 @@ def _matches(victim: dict[str, Any], uuid: str, what: str | None) -> bool:
     return words.matches(victim, what)
 
 
-def _tell_kept(entry: Entry, waits_for: list[str]) -> None:
+def _tell_kept(entry: Entry, waits_for: list[Standing]) -> None:
     document = entry.record
     if document is None:
         print(f"{words.when(entry.time_usec)}  {entry.short}")
@@ -166,9 +168,10 @@ def _tell_kept(entry: Entry, waits_for: list[str]) -> None:
     elif next_try_usec is not None and document["history"]:
         print(f"  {printable(document['history'][-1]['event'])}: {printable(document['history'][-1]['detail'])}")
         print(f"  next try {words.ago(next_try_usec)}")
-    for line in waits_for:
-        print(f"  {line}")
-    print(f"  to do: {_to_do(entry)}")
+    for standing in waits_for:
+        print(f"  {waits.line(standing)}")
+    parked = any(standing.state == outlook.PARKED for standing in waits_for)
+    print(f"  to do: {_MEND if parked else ''}{_to_do(entry)}")
 
 
 def _gone(entry: Entry) -> str:

@@ -23,6 +23,8 @@ ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:
 _TERM_GRACE_SECONDS = 5.0
 _LINE_MAX = 1000
 _SAID_MAX_BYTES = 4096
+#: What age(1) ends each of its errors with.
+_TELLS_NOTHING = "report unexpected or unhelpful errors at"
 #: What a child that coresnap runs needs to find its supervisor, its journal and its settings' credentials.
 _PASSED_ON = ("NOTIFY_SOCKET", "JOURNAL_STREAM", "CREDENTIALS_DIRECTORY", "NO_COLOR")
 
@@ -50,8 +52,8 @@ class Result:
 
 
 def last_line(output: bytes) -> str:
-    """Return the last line of a command's output, bounded."""
-    lines = output.decode("utf-8", "replace").strip().splitlines()
+    """Return the last line of a command's output that tells of something, bounded."""
+    lines = [line for line in output.decode("utf-8", "replace").strip().splitlines() if _TELLS_NOTHING not in line]
     return lines[-1][:_LINE_MAX] if lines else ""
 
 
@@ -138,7 +140,8 @@ def reading(argv: Sequence[str], *, stdin: int) -> Iterator[tuple[int, Callable[
         def ending() -> str:
             status = process.wait()
             errors.seek(0)
-            return f"{argv[0]}: {last_line(errors.read(_SAID_MAX_BYTES)) or status}" if status else ""
+            said = last_line(errors.read(_SAID_MAX_BYTES)).removeprefix(f"{argv[0]}: ")
+            return f"{argv[0]}: {said or status}" if status else ""
 
         assert process.stdout is not None
         try:

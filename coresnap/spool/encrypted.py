@@ -127,5 +127,9 @@ def opened(fd: int, identity: str) -> Iterator[int]:
 
 def _judge(problem: str) -> None:
     if problem:
-        hint = "a key with a passphrase needs a terminal: `coresnap dump` without --identity, then age by hand"
+        hint = ""
+        if "passphrase" in problem:
+            hint = "that needs a terminal: `coresnap dump` without --identity, then age by hand"
+        elif "no identity matched" in problem:
+            hint = "it is not encrypted to this key: `coresnap info` says to which"
         raise BadInput(f"it cannot be decrypted: {problem}", hint=hint)

@@ -121,7 +121,11 @@ def test_the_command_line_writes_it_as_it_is_and_decrypts_it_with_the_key(tmp_pa
     wrong = _Keys(tmp_path / "wrong", "age")
     done = site.run("cli", "dump", beginning, "--identity", str(wrong.private), "-o", str(tmp_path / "none"))
     assert done.returncode == 65, done.stderr
-    assert "cannot be decrypted" in done.stderr
+    assert "cannot be decrypted: age: error: no identity matched" in done.stderr
+    assert "`coresnap info` says to which" in done.stderr
+    done = site.run("cli", "dump", beginning, "--identity", "/nonexistent", "-o", str(tmp_path / "none"))
+    assert done.returncode == 65
+    assert "no such file" in done.stderr
     assert not (tmp_path / "none").exists()
     told = site.run("cli", "info", beginning).stdout
     assert f"core and asset, by age, to {keys.fingerprint}" in told

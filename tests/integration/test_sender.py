@@ -274,6 +274,7 @@ def test_why_tells_which_store_a_dump_waits_for(sender: Sender, capsys: pytest.C
         assert said in shown
         assert str(answer["detail"]) in shown
         assert f"`coresnap retry {uuid[:8]}` tries again now" in shown
+        assert ("to do: mend that" in shown) == (answer["status"] == "parked"), "what is down may come back by itself"
 
 
 def test_a_changed_coroner_cf_has_what_is_parked_tried_within_a_minute(tmp_path: Path) -> None:
