@@ -3,16 +3,16 @@
 
 The store is the one of the coroner.cf: that of -c, else ~/.coroner.cf, else /usr/local/etc/coroner.cf; or the one that
 --store names, `file:/DIRECTORY` or https://HOST[:PORT]. TOKEN may be left out where its name is the project's. It may be
-the token itself, which other users of the machine can then see among its processes. The same report put twice is
-stored once.
+the token itself, in hexadecimal digits, which other users of the machine can then see among its processes. The same
+report put twice is stored once.
 
 examples:
   coresnap put blackhole blackhole snapshot
   coresnap put -c ./coroner.cf web snapshot --attach core=core.4711 --kv release=7
   coresnap put --store file:/mnt/reports web snapshot
 
-Exit status 65: FILE is no report; 69: the store takes this report never; 75: not now; 78: the address, the token, a
-certificate or the coroner.cf is wrong. Behind HTTPS_PROXY, or the coroner.cf's `proxy`, a proxy is used.
+Exit status 65: FILE is no report, or an argument is wrong; 69: the store takes this report never; 75: not now; 78: the
+address, the token, a certificate or the coroner.cf is wrong. Behind HTTPS_PROXY, or the coroner.cf's `proxy`, a proxy is used.
 """
 
 from __future__ import annotations
@@ -54,7 +54,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-u", dest="unlink", action="store_true", help="remove the file once the store has it")
     parser.add_argument("--store", metavar="ADDRESS", help="deliver to this store")
     parser.add_argument(
-        "--format", metavar="FORMAT", default="", help="json, btt, minidump and others; else what its bytes say"
+        "--format",
+        metavar="FORMAT",
+        default="",
+        help="json, minidump and others; else what its bytes say, or btt",
     )
     parser.add_argument("--attach", metavar="NAME=FILE", action="append", default=[], help="a file that goes with it")
     parser.add_argument("--kv", metavar="KEY=VALUE", action="append", default=[], help="an attribute that goes with it")
@@ -176,6 +179,8 @@ def _store(args: argparse.Namespace, delivery: Delivery) -> tuple[Store, Secret 
     """Return the store, opened, and the token, which is looked for here: one that is missing is said before anything is sent."""
     address = args.store or ""
     if address.startswith("file:"):
+        if not address.startswith("file:/"):
+            raise BadSettings("--store: file: and the absolute path of a directory expected")
         from coresnap.ground import settings
 
         loaded = settings.load(args.settings)
@@ -196,7 +201,9 @@ def _store(args: argparse.Namespace, delivery: Delivery) -> tuple[Store, Secret 
     if token is None and args.token and coroner.is_hex_token(args.token):
         token = Secret(args.token)
     if token is None and args.token:
-        raise BadSettings(f"{read.path or 'no coroner.cf'}: no token of that name", hint="`TOKEN = …` in its [token]")
+        raise BadSettings(
+            f"{read.path or 'no coroner.cf'}: no token of that name", hint="`NAME = TOKEN` in its [token]"
+        )
     if args.verbose:
         told = f"{store.name}, project {delivery.project}, format {delivery.format}"
         terminal.note(f"{args.file}: {human_bytes(delivery.size_bytes)} to {told}; settings of {read.path or 'none'}")

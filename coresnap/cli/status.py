@@ -155,7 +155,7 @@ def _store(store: dict[str, Any]) -> str:
         f", project {printable(store['project'], 100)}" if store["project"] else ""
     )
     if store["state"] == outlook.UP:
-        return f"{what}: up, {store['delivered']} delivered"
+        return f"{what}: up, {store['delivered']} delivered" if store["delivered"] else f"{what}: nothing waits for it"
     state = terminal.paint(store["state"], terminal.RED)
     next_try = f", next try {words.ago(store['next_try_usec'])}" if store["next_try_usec"] is not None else ""
     return f"{what}: {state} since {words.when(store['since_usec'])}{next_try}: {printable(store['detail'], 300)}"

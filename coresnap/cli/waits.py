@@ -31,9 +31,7 @@ def of(document: Record, loaded: Settings, known: list[Standing]) -> list[Standi
     victim = document["victim"]
     project, _rule = loaded.format_for(os.path.basename(victim["exe"] or victim["comm"] or ""))
     store = f"command:{loaded.send_command[0]}" if loaded.send_command else loaded.store_address()
-    return [
-        one for one in known if one.store == store and one.project in (None, project) and one.state != outlook.UP
-    ]
+    return [one for one in known if one.store == store and one.project in (None, project) and one.state != outlook.UP]
 
 
 def line(one: Standing) -> str:

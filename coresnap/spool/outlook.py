@@ -233,6 +233,18 @@ class Outlook:
             if standing.state == PARKED:
                 self._due_usec[key] = self.clock.now_usec()
 
+    def forgive(self, but: str | None = None) -> None:
+        """Say no more of a store, or a project, that it takes nothing: nothing waits for it that could tell when it does again.
+
+        That holds for all but the store `but`.
+        """
+        changed = [standing for standing in self._standings.values() if standing.state != UP and standing.store != but]
+        for standing in changed:
+            self._change(standing, UP)
+            self._doubts.pop(standing.store, None)
+        if changed:
+            self.write()
+
     def troubles(self) -> list[str]:
         """Return a line for each store, or project, that takes nothing now; of many the first few."""
         lines = []

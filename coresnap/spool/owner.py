@@ -90,6 +90,8 @@ class Owner:
                         idle_since_usec = self.clock.now_usec()
                     if not busy:
                         self._settle(last=False)
+                        if self.outlook and not self.line.known:
+                            self.outlook.forgive()
                     if once and not busy:
                         return
                     self._show(busy)
@@ -170,8 +172,10 @@ class Owner:
     def _scan(self) -> None:
         """Look what is in the stage."""
         self.scan_usec = self.clock.now_usec() + _RESCAN_USEC
-        if self.trade.mended() and self.outlook:
-            self.outlook.look_again()
+        if self.outlook:
+            self.outlook.forgive(but=self.trade.store())
+            if self.trade.mended():
+                self.outlook.look_again()
         there = set(self.spool.uuids(self.trade.stage))
         self.line.prune(there)
         self.line.add(there - self.workers.working())

@@ -152,6 +152,7 @@ def test_exit_statuses(desk: Desk, store: LyingStore, lie: Lie, status: int) -> 
         (("web", "/dev/zero"), 65, "not a regular file"),
         (("-c", "/nonexistent", "web", "{report}"), 78, "No such file"),
         (("--store", "ftp://x", "web", "{report}"), 78, "--store: https://HOST"),
+        (("--store", "file:here", "web", "{report}"), 78, "--store: file: and the absolute path"),
         (("--attach", "../x=/etc/passwd", "web", "{report}"), 65, "NAME=FILE expected"),
         (("--attach", "x=/nonexistent", "web", "{report}"), 65, "No such file"),
         (("--kv", "x", "web", "{report}"), 65, "KEY=VALUE expected"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -259,6 +260,38 @@ def test_a_clock_that_is_set_back_stalls_nothing(sender: Sender) -> None:
     sender.clock.wall_base_usec -= 365 * 24 * HOUR
     sender.live(SECOND)
     assert sender.stage(uuid) == "committed"
+
+
+@pytest.mark.parametrize("scope", ["store", "project"])
+def test_what_nothing_waits_for_is_no_trouble_any_more(tmp_path: Path, scope: str) -> None:
+    """Somebody has removed the dump, or named another store: no probe will ever tell that the one before is mended."""
+    sender = Sender(tmp_path)
+    uuid = sender.dump()
+    sender.says(("job", "send", {"status": "parked", "detail": "no token", "scope": scope}))
+    sender.live(2 * MINUTE)
+    place = None if scope == "store" else "blackhole"
+    assert sender.standing(place).state == "parked"
+    sender.clock.at(sender.clock.passed_usec + SECOND, lambda: shutil.rmtree(sender.made.path("sending", uuid)))
+    sender.live(2 * MINUTE)
+    assert sender.standing(place).state == "up"
+    assert "parked" not in sender.shown
+
+
+def test_a_store_that_reports_do_not_go_to_any_more_is_no_trouble(tmp_path: Path) -> None:
+    sender = Sender(tmp_path)
+    sender.dump()
+    sender.says(("job", "send", BUSY))
+    sender.live(SECOND)
+    before = sender.standing()
+    assert before.state == "waiting"
+    text = sender.made.configuration.read_text()
+    sender.made.configuration.write_text(text.replace(f"file:{tmp_path}/store", f"file:{tmp_path}/other"))
+    sender.live(5 * MINUTE)
+    with sender.made.open() as spool:
+        states = {
+            standing.store: standing.state for standing in outlook.read(spool.root_fd) if standing.project is None
+        }
+    assert states == {before.store: "up", f"file:{tmp_path}/other": "waiting"}
 
 
 def test_why_tells_which_store_a_dump_waits_for(sender: Sender, capsys: pytest.CaptureFixture[str]) -> None:
