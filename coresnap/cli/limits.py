@@ -52,6 +52,8 @@ def run(args: argparse.Namespace) -> int:
     else:
         for one in known:
             print(_line(one))
+        if not known and not args.reset:
+            terminal.note("nothing is counted as yet")
     return 0
 
 

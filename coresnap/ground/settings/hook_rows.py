@@ -22,7 +22,8 @@ class HookValues(DeliveryValues):
         "on.sending", kinds.Argv(_FORMATS, may_be_empty=True), "", "on", """
         Command that is run for each dump once its snapshot is made. It is run as the user coresnap-hook, in a sandbox of its
         own in which it reaches the network, and its own directory /var/lib/coresnap-hook, but no dump, no store and no
-        token; its output goes to the journal. Beside the formats it has in its environment CORESNAP_UUID, _STAGE,
+        token; its output goes to the journal. Without systemd there is no sandbox: it is that user, or nobody, where
+        coresnapd is root, and else its own. Beside the formats it has in its environment CORESNAP_UUID, _STAGE,
         _TIME_USEC, _EXE, _COMM, _SIGNAL, _PID, _UID, _FINGERPRINT, _HOSTNAME and _DETAIL. What the crashed process chose
         of these is any text: quote it. Hooks are run one by one; one that fails is one warning in the journal, and makes no
         difference to its dump. Each is run once, or twice where it was interrupted; of more than 10,000 that wait the
