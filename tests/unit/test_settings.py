@@ -403,3 +403,24 @@ def test_without_the_user_of_the_default_files_stay_their_writers(monkeypatch: p
     loaded = settings.load(search=[])
     assert loaded.dump_owner() == (0o600, -1, -1)
     assert [warning.partition(":")[0] for warning in loaded.warnings] == ["dump.user", "dump.group"]
+
+
+@pytest.mark.parametrize(
+    ("text", "warned"),
+    [
+        ("", ""),
+        ("dump.quota = 12%", "purge.min_free (12%) is not more than dump.quota (12%)"),
+        ("dump.quota = 20%\npurge.min_free = 25%", ""),
+        ("dump.quota = 20%\npurge.min_free = 0%", ""),
+        ("dump.quota = 20%\npurge.disabled = yes", ""),
+        ("dump.ceiling = 10G", ""),
+        ("dump.ceiling = 10G\npurge.max_bytes = 9G", ""),
+        ("dump.ceiling = 10G\npurge.max_bytes = 10G", "purge.max_bytes is not less than dump.ceiling"),
+    ],
+)
+def test_where_cores_would_be_refused_before_old_ones_make_room_that_is_said(
+    tmp_path: Path, text: str, warned: str
+) -> None:
+    loaded = settings.load(conf(tmp_path, text))
+    warnings = [line for line in loaded.warnings if line.startswith("purge.")]
+    assert warnings == ([f"{warned}: cores are refused before old ones make room"] if warned else [])

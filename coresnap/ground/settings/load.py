@@ -211,6 +211,7 @@ class _Merge:
         warnings = [self._absent(settings, *pair) for pair in missing]
         if settings.encrypt_recipients:
             warnings.append(_unencryptable(settings))
+        warnings.append(_cramped(settings))
         return replace(settings, warnings=tuple(filter(None, warnings)))
 
     def _absent(self, settings: Settings, name: str, what: str) -> str:
@@ -221,6 +222,17 @@ class _Merge:
         text = f"{printable(self._origins[name])}: `{row.name} = {value}`: there is no such {what} on this machine"
         self.problems.append(BadSettings(text, hint=f"allowed: {row.kind.allowed()}"))
         return ""
+
+
+def _cramped(settings: Settings) -> str:
+    """Say where no core is kept any more before purge makes room; nothing where it comes first, or is not to make any."""
+    quota, free = settings.dump_quota_percent, settings.purge_min_free_percent
+    late = ""
+    if 0 < free <= quota:
+        late = f"purge.min_free ({free}%) is not more than dump.quota ({quota}%)"
+    elif 0 < settings.dump_ceiling_bytes <= settings.purge_max_bytes:
+        late = "purge.max_bytes is not less than dump.ceiling"
+    return f"{late}: cores are refused before old ones make room" if late and not settings.purge_disabled else ""
 
 
 def _unencryptable(settings: Settings) -> str:
