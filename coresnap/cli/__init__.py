@@ -20,7 +20,7 @@ COMMANDS = {
     "list": ("list", "list the dumps"),
     "info": ("info", "tell all that is on record of a dump"),
     "why": ("why", "tell where a core is, or why it was not kept"),
-    "limits": ("limits", "tell how many cores of a program, unit and user were kept, and were not"),
+    "limits": ("limits", "tell how many cores of each program, unit and user were kept"),
     "route": ("route", "tell where the report of an executable would go: rule, project, store"),
     "retry": ("retry", "try again what has failed, or what waits for its next attempt"),
     "rm": ("rm", "remove dumps"),
@@ -32,7 +32,7 @@ COMMANDS = {
     "put": ("put", "deliver a report to a store by hand"),
     "import": ("import_core", "take cores that lie about into the spool"),
     "symbols": ("symbols", "fetch debug files, so that stacks have names"),
-    "status": ("status", "tell how full the stages are, and who gets the kernel's cores"),
+    "status": ("status", "tell how stages and stores stand, and who gets the kernel's cores"),
     "metrics": ("metrics", "print metrics for Prometheus"),
     "config": ("config", "print, check or compile the configuration"),
 }
