@@ -91,7 +91,7 @@ ROOT := $(DESTDIR)$(PREFIX)
 LIBDIR := $(ROOT)/lib/coresnap
 install:
 	install -d $(LIBDIR) $(ROOT)/bin $(ROOT)/sbin $(ROOT)/share/man/man1 $(ROOT)/share/man/man5 $(ROOT)/share/man/man8 \
-	    $(ROOT)/share/doc/coresnap
+	    $(ROOT)/share/doc/coresnap/docs
 	tools/copy-package coresnap $(LIBDIR)/python/coresnap
 	install -m 755 coresnap/archive.sh $(LIBDIR)/archive.new
 	mv -f $(LIBDIR)/archive.new $(LIBDIR)/archive
@@ -105,6 +105,7 @@ install:
 	install -m 644 docs/man/*.5 $(ROOT)/share/man/man5
 	install -m 644 docs/man/*.8 $(ROOT)/share/man/man8
 	install -m 644 README.md NEWS.md LICENSE coresnap/ground/settings/coresnap.conf $(ROOT)/share/doc/coresnap
+	install -m 644 docs/*.md $(ROOT)/share/doc/coresnap/docs
 	for unit in units/coresnap*; do sed 's|@PREFIX@|$(PREFIX)|g' "$$unit" \
 	    | install -D -m 644 /dev/stdin $(DESTDIR)$(UNITDIR)/$${unit#units/}; done
 	install -D -m 644 units/journal.catalog $(ROOT)/lib/systemd/catalog/coresnap.catalog

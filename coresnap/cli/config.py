@@ -14,18 +14,19 @@ examples:
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 from coresnap.cli import terminal
 from coresnap.ground import flat, settings
-from coresnap.ground.errors import BadSettings, Refused
+from coresnap.ground.errors import BadSettings, CoresnapError, Refused
 from coresnap.ground.settings.load import BUILT_IN
 from coresnap.ground.settings.table import TABLE
 from coresnap.ground.text import printable
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from coresnap.ground.settings import Settings
 
@@ -36,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--json", action="store_true", help="print JSON")
-    what.add_argument("--check", metavar="FILE", help="tell what is wrong with FILE and its drop-ins, one line each")
+    what.add_argument("--check", metavar="FILE", help="tell what is wrong with FILE, its drop-ins and coroner.cf")
     what.add_argument("--compile", action="store_true", help="write the settings that archive reads")
     what.add_argument("--sample", action="store_true", help="print a configuration file with every setting explained")
     parser.add_argument("--output", metavar="PATH", default=flat.PATH, help="with --compile: write there (%(default)s)")
@@ -81,19 +82,37 @@ def _against_schema(loaded: Settings) -> list[BadSettings]:
 
 def _check(path: str) -> int:
     """Print what is wrong with the file, in the order of its lines."""
+    problems: Sequence[CoresnapError]
     try:
         loaded, problems = settings.examine(path)
     except BadSettings as error:
         loaded, problems = None, [error]
     if loaded and not problems:
         _warn(loaded)
-        problems = _against_schema(loaded)
+        problems = _against_schema(loaded) + _of_coroner(loaded)
     for problem in problems:
         terminal.tell(problem.line())
     if problems:
         return BadSettings.exit_status
     print(f"{printable(path)}: ok")
     return 0
+
+
+def _of_coroner(loaded: Settings) -> list[CoresnapError]:
+    """Return what is wrong with the coroner.cf, where there is one that this user may read; what is risky is a note."""
+    scheme, _colon, path = loaded.store_address().partition(":")
+    if loaded.send_command or scheme != "coroner" or not os.access(path, os.R_OK):
+        return []
+    from coresnap.store import address, coroner
+
+    try:
+        read = coroner.read(path)  # and no file that it names: in the service these may be credentials
+        address.parse(read.write, read.universe, where=f"{path}: write")
+    except CoresnapError as error:
+        return [error]
+    for warning in read.warnings:
+        terminal.note(warning)
+    return []
 
 
 def _warn(loaded: Settings) -> None:

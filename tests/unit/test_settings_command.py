@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,29 @@ def test_check(broken: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_check_of_what_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["config", "--check", str(tmp_path)]) == 78
     assert capsys.readouterr().err == f"{tmp_path}: not a regular file\n"
+
+
+def test_check_of_the_coroner_cf(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    configuration, coroner = tmp_path / "coresnap.conf", tmp_path / "coroner.cf"
+    configuration.write_text(f"dump.user = {os.getuid()}\ndump.group = {os.getgid()}\nsend.coroner = {coroner}\n")
+    check = ["config", "--check", str(configuration)]
+    assert cli.main(check) == 0, "there is none"
+    right = "[universe]\nwrite = https://store.example:6098\nssl.key = credential\n[token]\nweb = abcdef0123456789\n"
+    for text, mode, status, said in (
+        (right, 0o600, 0, ""),
+        (right, 0o644, 0, "chmod 600"),
+        (right + "web\n", 0o600, 78, f"{coroner}:6: KEY = VALUE expected"),
+        (right.replace("https", "ftp"), 0o600, 78, f"{coroner}: write: "),
+        (right.replace("write", "read"), 0o600, 78, f"{coroner}: write: "),
+    ):
+        coroner.write_text(text)
+        coroner.chmod(mode)
+        capsys.readouterr()
+        assert cli.main(check) == status
+        err = capsys.readouterr().err
+        assert said in err
+        assert bool(err) == bool(said)
+        assert "abcdef" not in err
 
 
 def test_compile(tmp_path: Path, broken: Path, capsys: pytest.CaptureFixture[str]) -> None:
