@@ -8,6 +8,8 @@ it holds the record lock of the byte with its number, so a reservation ends with
 takes or raises a reservation does so under the lock of the byte behind the table; a capture lowers its own entry
 freely, and only after the bytes are in the file system: between the two they count twice, never not at all.
 
+The locks are those of open file descriptions, fcntl(2): one process may have several captures that are not finished yet.
+
 Imported while a crashed process is held.
 """
 
@@ -27,6 +29,8 @@ STEP_BYTES = 64 << 20
 _MUTEX = ENTRIES
 _ENTRY = struct.Struct("<QQ")
 _TABLE_BYTES = ENTRIES * _ENTRY.size
+#: struct flock: type, whence, start, length, pid.
+_FLOCK = struct.Struct("@hhqqi4x")
 
 
 class QuotaExceeded(TryLater):
@@ -54,14 +58,14 @@ class Reservation:
 
     def grow(self, more_bytes: int) -> None:
         """Raise the reservation. Raises QuotaExceeded, or OSError where the disk is full, and then nothing is changed."""
-        fcntl.lockf(self._fd, fcntl.LOCK_EX, 1, _MUTEX)
+        _set_lock(self._fd, fcntl.F_OFD_SETLKW, fcntl.F_WRLCK, _MUTEX)
         try:
             table = read_table(self._fd)
             left_bytes, written_bytes = self._outstanding(table)
             self._check(table[0][0] + written_bytes, left_bytes + more_bytes)
             self._put(self.left_bytes + more_bytes)
         finally:
-            fcntl.lockf(self._fd, fcntl.LOCK_UN, 1, _MUTEX)
+            _set_lock(self._fd, fcntl.F_OFD_SETLK, fcntl.F_UNLCK, _MUTEX)
 
     def _outstanding(self, table: "list[tuple[int, int]]") -> "tuple[int, int]":
         """Sum what live captures have left and have written, clear what dead ones left behind, and find an entry."""
@@ -74,7 +78,7 @@ class Reservation:
                 if used:
                     os.pwrite(self._fd, _ENTRY.pack(0, 0), number * _ENTRY.size)
                 if self._entry:
-                    fcntl.lockf(self._fd, fcntl.LOCK_UN, 1, number)
+                    _set_lock(self._fd, fcntl.F_OFD_SETLK, fcntl.F_UNLCK, number)
                 else:
                     self._entry = number
             elif used:
@@ -86,7 +90,7 @@ class Reservation:
 
     def _lock(self, number: int) -> bool:
         try:
-            fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, number)
+            _set_lock(self._fd, fcntl.F_OFD_SETLK, fcntl.F_WRLCK, number)
         except (BlockingIOError, PermissionError):
             return False
         return True
@@ -124,7 +128,13 @@ class Reservation:
             add_used(self._fd, kept_bytes)
         self.written_bytes = 0
         self._put(0)
+        _set_lock(self._fd, fcntl.F_OFD_SETLK, fcntl.F_UNLCK, self._entry)  # a child may have the descriptor, too
         os.close(self._fd)
+
+
+def _set_lock(fd: int, command: int, kind: int, number: int) -> None:
+    """Lock one byte of the table, or unlock it. Raises OSError."""
+    fcntl.fcntl(fd, command, _FLOCK.pack(kind, os.SEEK_SET, number, 1, 0))
 
 
 def check_free(disk: os.statvfs_result, percent: int, wanted_bytes: int) -> None:
@@ -175,9 +185,9 @@ def has_room(fd: int, quota_percent: int, more_bytes: int) -> bool:
 
 def add_used(fd: int, more_bytes: int) -> None:
     """Add to the count of bytes that the spool holds; a negative number takes off."""
-    fcntl.lockf(fd, fcntl.LOCK_EX, 1, _MUTEX)
+    _set_lock(fd, fcntl.F_OFD_SETLKW, fcntl.F_WRLCK, _MUTEX)
     try:
         used_bytes = _ENTRY.unpack(os.pread(fd, _ENTRY.size, 0))[0]
         os.pwrite(fd, _ENTRY.pack(max(0, used_bytes + more_bytes), 0), 0)
     finally:
-        fcntl.lockf(fd, fcntl.LOCK_UN, 1, _MUTEX)
+        _set_lock(fd, fcntl.F_OFD_SETLK, fcntl.F_UNLCK, _MUTEX)

@@ -64,6 +64,40 @@ def test_a_killed_owner_leaves_no_reservation(spool: Spool, elsewhere: subproces
     assert 10 * MIB not in _reserved(spool)
 
 
+def test_each_capture_of_one_process_has_its_own(spool: Spool) -> None:
+    """A worker has several captures in hand whose processes have been let go: what they have written counts, too."""
+    one = Reservation(spool, 0, 40 * MIB, 10 * MIB)
+    one.spend(10 * MIB)
+    other = Reservation(spool, 0, 40 * MIB, 10 * MIB)
+    other.spend(10 * MIB)
+    with pytest.raises(QuotaExceeded, match="dump.ceiling"):
+        Reservation(spool, 0, 40 * MIB, 21 * MIB)
+    one.close(10 * MIB)
+    with pytest.raises(QuotaExceeded, match="dump.ceiling"):
+        Reservation(spool, 0, 40 * MIB, 21 * MIB)
+    other.close(10 * MIB)
+    Reservation(spool, 0, 40 * MIB, 20 * MIB).close()
+
+
+def test_a_reservation_ends_although_a_child_has_its_descriptor(spool: Spool) -> None:
+    one = Reservation(spool, 0, 0, MIB)
+    ended_fd, end_fd = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(end_fd)
+        os.read(ended_fd, 1)
+        os._exit(0)
+    try:
+        one.close()
+        other = Reservation(spool, 0, 0, MIB)
+        assert _reserved(spool) == [0, MIB], "it has the first entry again"
+        other.close()
+    finally:
+        os.close(end_fd)
+        os.close(ended_fd)
+        os.waitpid(child, 0)
+
+
 def test_spending_grows_the_reservation_up_to_the_ceiling(spool: Spool) -> None:
     reservation = Reservation(spool, 0, 10 * MIB, 1 * MIB)
     reservation.ensure(MIB)
