@@ -35,6 +35,7 @@ from typing import Any
 
 from coresnap.ground import durable
 from coresnap.ground.clock import Clock
+from coresnap.ground.errors import BadInput
 from coresnap.ground.log import Log
 from coresnap.ground.program import argv_of
 from coresnap.ground.settings import Settings
@@ -83,7 +84,7 @@ class Sending:
 
     def request(self, dump: Dump, document: Record) -> tuple[dict[str, Any], list[int]] | Verdict | None:
         """Open what is to be sent and say where to."""
-        if durable.exists(dump.fd, RECEIPT):
+        if _receipt_of(dump) is not None:
             return None
         if document["snapshot"] is None or not durable.exists(dump.fd, SNAPSHOT):
             return Verdict("failed", "its snapshot is gone")
@@ -166,8 +167,10 @@ class Sending:
             how = f"; small, number {document['sent_small']} of its bug today" if small else ""
             return Verdict("done", f"delivered to {receipt.store}, project {receipt.project}{how}")
         if status == "done":
-            receipt = Receipt.from_json(json.loads(durable.read(dump.fd, RECEIPT, _RECEIPT_MAX_BYTES)))
-            return Verdict("done", f"delivered to {receipt.store}, project {receipt.project}")
+            known = _receipt_of(dump)
+            if known is None:
+                return Verdict("later", "its receipt has gone")
+            return Verdict("done", f"delivered to {known.store}, project {known.project}")
         if status == "refused":
             return Verdict("failed", detail)
         retry_usec, scope = answer.get("retry_after_usec"), answer.get("scope")
@@ -177,6 +180,14 @@ class Sending:
         if status != "later":
             return Verdict("later", "the worker's answer cannot be understood")
         return Verdict("later", detail or "without a word", retry_usec, "dump" if scope == "dump" else "store")
+
+
+def _receipt_of(dump: Dump) -> Receipt | None:
+    """Return the receipt that a dump has; of one that is broken the store is asked again. Raises OSError."""
+    try:
+        return Receipt.from_json(json.loads(durable.read(dump.fd, RECEIPT, _RECEIPT_MAX_BYTES)))
+    except (BadInput, FileNotFoundError, ValueError, RecursionError):
+        return None
 
 
 def _changed_nsec(path: str) -> int:

@@ -442,6 +442,16 @@ def test_a_receipt_of_another_snapshot_is_none(sender: Sender) -> None:
     assert not (sender.made.path("sending", uuid) / "receipt.json").exists()
 
 
+@pytest.mark.parametrize("content", [b"", b"{", b"[" * 100_000, b"{}"])
+def test_of_a_broken_receipt_the_store_is_asked_again(sender: Sender, content: bytes) -> None:
+    dumps = sorted(sender.dump() for _ in range(3))
+    (sender.made.path("sending", dumps[0]) / "receipt.json").write_bytes(content)
+    sender.live(SECOND)
+    assert [sender.stage(uuid) for uuid in dumps] == ["committed"] * 3
+    assert sorted(sender.asked()) == dumps
+    assert json.loads((sender.made.path("committed", dumps[0]) / "receipt.json").read_bytes())["uuid"] == dumps[0]
+
+
 def test_small_reports_reach_the_store_through_the_real_programs(tmp_path: Path, real_core: Path) -> None:
     site = Site(tmp_path / "site", **{"send.whole_per_day": "2"})
     for _ in range(5):
