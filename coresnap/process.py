@@ -47,6 +47,7 @@ from coresnap.spool.trade import Verdict
 
 SNAPSHOT = "snapshot"
 _GRACE_USEC = 10_000_000
+_ELAPSED_MOST_USEC = 1 << 53
 _PACKAGE_MAX = 256
 
 
@@ -185,6 +186,8 @@ class Processing:
         gone = [CORE] if document["encrypted"] is None else [CORE, COMPRESSED, ASSETS]
         gone = [name for name in gone if durable.exists(dump.fd, name)]
         if not gone:
+            if document["encrypted"] is not None:
+                spool.unlink_orphans(dump.uuid)  # an earlier attempt may have come as far as the dump's own
             return
         more_bytes = document["core"]["disk_bytes"] if CORE in gone else 0
         more_bytes += _disk_bytes(dump, ASSETS + AGE) if ASSETS in gone else 0
@@ -222,7 +225,8 @@ class Processing:
                 os.close(fd)
             document["snapshot"] = {"size_bytes": size_bytes, "sha256": digest}
         elapsed_usec = answer.get("elapsed_usec")
-        took = f" in {human_duration(elapsed_usec)}" if isinstance(elapsed_usec, int) else ""
+        is_time = type(elapsed_usec) is int and 0 <= elapsed_usec < _ELAPSED_MOST_USEC
+        took = f" in {human_duration(elapsed_usec)}" if is_time else ""
         told = [detail, f"core not compressed: {problem}" if (problem := answer.get("compress_detail")) else ""]
         return Verdict("done", f"processed{took}{''.join(f': {text}' for text in told if text)}"[:2000])
 

@@ -65,3 +65,35 @@ def test_what_a_worker_says_is_looked_at(
                 record.store(taken, document, *trade.owner)
                 trade.shed(spool, taken, document)
                 assert not {"core", "assets.tar"} & set(os.listdir(taken.fd))
+
+
+@pytest.mark.parametrize("elapsed_usec", [10**400, -1, True, "1"])
+def test_a_time_that_is_none_is_not_told(dump: tuple[Site, str], elapsed_usec: object) -> None:
+    site, uuid = dump
+    trade = process.Processing(settings.load(site.settings), Log.open())
+    with Spool(str(site.root)) as spool:
+        taken = spool.take(PENDING, uuid)
+        assert isinstance(taken, Dump)
+        with taken:
+            (Path(site.root) / PENDING / uuid / "snapshot").write_bytes(b"{}")
+            answer = {"status": "done", "detail": "", "elapsed_usec": elapsed_usec}
+            verdict = trade.conclude(taken, record.load(taken), answer)
+    assert (verdict.status, verdict.detail) == ("done", "processed")
+
+
+def test_a_plain_core_goes_under_the_journal_s_name_too_where_that_was_interrupted(dump: tuple[Site, str]) -> None:
+    site, uuid = dump
+    trade = process.Processing(settings.load(site.settings), Log.open())
+    with Spool(str(site.root)) as spool:
+        taken = spool.take(PENDING, uuid)
+        assert isinstance(taken, Dump)
+        with taken:
+            link = Path(spool.link_core(taken, "core"))
+            path = Path(site.root) / PENDING / uuid
+            for name in ("core", "assets.tar"):
+                (path / f"{name}.age").write_bytes(_HEADER)
+                (path / name).unlink()
+            document = record.load(taken)
+            document["encrypted"] = {"tool": "age", "recipients": [_KEY]}
+            trade.shed(spool, taken, document)
+    assert not link.exists()
