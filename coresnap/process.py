@@ -225,8 +225,9 @@ class Processing:
                 os.close(fd)
             document["snapshot"] = {"size_bytes": size_bytes, "sha256": digest}
         elapsed_usec = answer.get("elapsed_usec")
-        is_time = type(elapsed_usec) is int and 0 <= elapsed_usec < _ELAPSED_MOST_USEC
-        took = f" in {human_duration(elapsed_usec)}" if is_time else ""
+        took = ""
+        if type(elapsed_usec) is int and 0 <= elapsed_usec < _ELAPSED_MOST_USEC:
+            took = f" in {human_duration(elapsed_usec)}"
         told = [detail, f"core not compressed: {problem}" if (problem := answer.get("compress_detail")) else ""]
         return Verdict("done", f"processed{took}{''.join(f': {text}' for text in told if text)}"[:2000])
 

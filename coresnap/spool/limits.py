@@ -7,8 +7,9 @@ nobody can choose names that share a bucket with another's. The stalest entry of
 entry is made for what is not kept: who crashes under ever new names has spent what their user may before they have pushed
 others out. A clock that is set back begins the window anew with what has been counted; one that is set forward ends it.
 
-Whoever counts holds the record lock of the table's first byte, which ends with its process. Nothing is synced: a power cut
-may lose the latest counts, and then a core too many is kept.
+Whoever counts holds the record lock of the table's first byte, which ends with its process. It is waited for a second: who
+has it for longer is stuck, or was stopped, and no process is held for that. Nothing is synced: a power cut may lose the
+latest counts, and then a core too many is kept.
 
 Imported while a crashed process is held.
 """
@@ -17,10 +18,11 @@ import _blake2  # hashlib would load OpenSSL, in ten times as long as all of arc
 import fcntl
 import os
 import struct
+import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Collection, Iterator, Sequence
 
 NAME = "limits"
 EXE, UNIT, USER = "exe", "unit", "user"
@@ -36,6 +38,7 @@ _TABLE_BYTES = _HEAD_BYTES + BUCKETS * _BUCKET_BYTES
 _NAME_BYTES = 79
 _COUNT_MAX = (1 << 32) - 1
 _TOTAL_MAX = (1 << 64) - 1
+_LOCK_SECONDS, _LOCK_PAUSE_SECONDS = 1.0, 0.001
 
 
 class Limit:
@@ -107,7 +110,7 @@ def admit(dir_fd: int, limits: "Sequence[Limit]", now_usec: int) -> Admission:
         rows: list[Row] = []
         lost_before = 0
         for limit in limits:
-            row = table.row_of(limit, now_usec)
+            row = table.row_of(limit, now_usec, {row.at for row in rows})
             lost_before = max(lost_before, row.roll(limit.window_usec, now_usec))
             rows.append(row)
         over = [(limit, row) for limit, row in zip(limits, rows, strict=True) if row.kept >= limit.most]
@@ -161,7 +164,7 @@ class _Table:
     def __init__(self, dir_fd: int) -> None:
         self.fd = os.open(NAME, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=dir_fd)
         try:
-            fcntl.lockf(self.fd, fcntl.LOCK_EX, 1, 0)
+            self._lock()
             self.secret = self._secret(dir_fd)
         except BaseException:
             os.close(self.fd)
@@ -172,6 +175,17 @@ class _Table:
 
     def __exit__(self, *exception: object) -> None:
         os.close(self.fd)
+
+    def _lock(self) -> None:
+        end = time.monotonic() + _LOCK_SECONDS
+        while True:
+            try:
+                fcntl.lockf(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, 0)
+                return
+            except (BlockingIOError, PermissionError):
+                if time.monotonic() >= end:
+                    raise
+                time.sleep(_LOCK_PAUSE_SECONDS)
 
     def _secret(self, dir_fd: int) -> bytes:
         head = os.pread(self.fd, len(_MAGIC) + _SECRET_BYTES, 0)
@@ -190,18 +204,21 @@ class _Table:
         os.pwrite(self.fd, _MAGIC + secret, 0)
         return secret
 
-    def row_of(self, limit: Limit, now_usec: int) -> Row:
-        """Return the row of what is limited, a new one where it has none yet."""
+    def row_of(self, limit: Limit, now_usec: int, taken: "Collection[int]" = ()) -> Row:
+        """Return the row of what is limited, a new one where it has none yet, and then in no place that is taken."""
         identity = f"{limit.kind}\0{limit.identity}".encode("utf-8", "replace")
         key = _blake2.blake2b(identity, digest_size=16, key=self.secret).digest()
-        row = self.find(key, now_usec)
+        row = self.find(key, now_usec, taken)
         if row.key != key:
             name = limit.name.encode("utf-8", "replace")[-_NAME_BYTES:]
             row = Row(row.at, (key, now_usec, now_usec, 0, 0, 0, KINDS.index(limit.kind), name))
         return row
 
-    def find(self, key: bytes, now_usec: int) -> Row:
-        """Return the row with this key, or else the one that gives way to it: an empty one, or the stalest of its bucket."""
+    def find(self, key: bytes, now_usec: int, taken: "Collection[int]" = ()) -> Row:
+        """Return the row with this key, or else the one that gives way to it: an empty one, or the stalest of its bucket.
+
+        Those at places that are `taken` give way to none.
+        """
         at = _HEAD_BYTES + int.from_bytes(key[:4], "little") % BUCKETS * _BUCKET_BYTES
         data = os.pread(self.fd, _BUCKET_BYTES, at).ljust(_BUCKET_BYTES, b"\0")
         entries = list(_ENTRY.iter_unpack(data))
@@ -209,7 +226,8 @@ class _Table:
         for way, fields in enumerate(entries):
             if fields[0] == key:
                 return Row(at + way * _ENTRY.size, fields)
-            ages.append(0 if fields[2] > now_usec else fields[2])  # what comes from the future has no age
+            age = 0 if fields[2] > now_usec else fields[2]  # what comes from the future has no age
+            ages.append(_TOTAL_MAX if at + way * _ENTRY.size in taken else age)
         way = ages.index(min(ages))
         return Row(at + way * _ENTRY.size, entries[way])
 

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import multiprocessing
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -163,3 +165,34 @@ def test_no_table_has_no_rows_and_a_forgotten_one_neither(directory: int) -> Non
     limits.forget(directory)
     assert list(limits.rows(directory)) == []
     assert _is_kept(directory, _NOW)
+
+
+def test_who_is_stopped_while_counting_holds_nobody(directory: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    limits.admit(directory, [_exe()], _NOW)
+    monkeypatch.setattr(limits, "_LOCK_SECONDS", 0.05)
+    ended_fd, end_fd = os.pipe()
+    locked_fd, lock_fd = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(end_fd)
+        fcntl.lockf(os.open("limits", os.O_RDWR, dir_fd=directory), fcntl.LOCK_EX, 1, 0)
+        os.write(lock_fd, b"+")
+        os.read(ended_fd, 1)
+        os._exit(0)
+    signal.alarm(20)  # where it waits for ever
+    try:
+        os.read(locked_fd, 1)
+        with pytest.raises(OSError, match="unavailable"):
+            limits.admit(directory, [_exe()], _NOW)
+    finally:
+        for fd in (end_fd, ended_fd, locked_fd, lock_fd):
+            os.close(fd)
+        os.waitpid(child, 0)
+        signal.alarm(0)
+    assert _is_kept(directory, _NOW)
+
+
+def test_two_new_ones_of_a_bucket_have_a_place_each(directory: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "BUCKETS", 1)
+    limits.admit(directory, [_exe(), Limit(UNIT, 9, _HOUR, "a.service"), Limit(USER, 9, _HOUR, "7")], _NOW)
+    assert _rows(directory) == {"/usr/bin/loop": (1, 0, 0), "a.service": (1, 0, 0), "7": (1, 0, 0)}
