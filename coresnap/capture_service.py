@@ -136,8 +136,8 @@ class Service:
             self.board.put(place, FREE)
             if os.WIFSIGNALED(status):
                 self.log.error(f"a capture was killed by signal {os.WTERMSIG(status)}")
-                if taken:
-                    self._sweep(taken)
+            if status and taken:
+                self._sweep(taken)
 
     def _sweep_if_needed(self, taken: Sequence[Taken] = ()) -> None:
         """Sweep where something is in staging: archive may have been killed, or a service with all its workers."""
@@ -179,6 +179,8 @@ class Service:
             status = 0
         except (CoresnapError, OSError) as error:
             self.log.error(f"a crash could not be taken: {error}")
+        except Exception as error:  # noqa: BLE001  # else nobody would hear of it
+            self.log.error(f"a crash could not be taken: a mistake in coresnap: {error!r}")
         finally:
             os._exit(status)
 
