@@ -13,7 +13,8 @@ in whatever order they die:
 * the lock, flock(2), is the service's too, and the service writes a byte into the note just before the core's first;
 * who has waited, and has an interpreter at last, locks its note before anything else: a byte in it says that it is captured.
 
-A note is unlinked before who left it is ended, so that the next process of that number has another.
+A note is unlinked before who left it is ended, so that the next process of that number has another; where one was left
+behind archive.sh leaves none.
 
 Imported by archive after its own crash has been let go, or where it has waited.
 """
@@ -35,7 +36,8 @@ _CARRIERS, _WAITING = "carriers", "waiting"
 #: archive.sh's descriptors while it waits: the core's pipe, and its note.
 _PIPE_FD, _NOTE_FD = 5, 7
 _CMDLINE_MAX_BYTES = 64 << 10
-_LOCK_SECONDS = 60
+#: An offer waits for the service twice, and has the lock as long: nobody may give up on it, and take the crash, before that.
+_LOCK_SECONDS = 150
 #: Who carries looks so often, at such intervals, for whoever comes next: that is less than another interpreter's start.
 _ROUNDS, _IDLE_MSEC = 8, 50
 
@@ -43,7 +45,7 @@ _ROUNDS, _IDLE_MSEC = 8, 50
 def is_captured(note_fd: int) -> bool:
     """Say whether the crash that one's own note tells of has been taken; else the note is void.
 
-    Where somebody offers it just now, the answer comes when that is decided, and no after a minute.
+    Where somebody offers it just now, the answer comes when that is decided, and no once no offer can last so long.
     """
     _signal.signal(_signal.SIGALRM, _too_late)
     _signal.alarm(_LOCK_SECONDS)
@@ -145,6 +147,8 @@ def _crash(
         os.unlink(
             name, dir_fd=waiting_fd
         )  # who left it has ended, and its number may be another's, or has an interpreter
+        return None
+    if not handover.is_short(arguments):
         return None
     left = os.stat(f"fd/{_NOTE_FD}", dir_fd=waits_fd)
     if not os.path.samestat(left, note):

@@ -46,7 +46,7 @@ def offer(path: str, started_nsec: int, arguments: "list[str]", fds: "list[int]"
     """Offer the crash to the service that listens at `path`; say whether it was taken. Raises nothing."""
     import _socket  # what socket itself imports costs as much as the interpreter's start
 
-    message = b"\0".join([HEADER, str(started_nsec).encode(), *map(os.fsencode, arguments)])
+    message = _message(started_nsec, arguments)
     if len(message) > LIMIT_BYTES:
         return False
     rights = b"".join(fd.to_bytes(4, sys.byteorder) for fd in fds)
@@ -71,6 +71,15 @@ def offer(path: str, started_nsec: int, arguments: "list[str]", fds: "list[int]"
         return False
     finally:
         connection.close()
+
+
+def is_short(arguments: "list[str]") -> bool:
+    """Say whether these can be handed over: a path may be too long."""
+    return len(_message(1 << 64, arguments)) <= LIMIT_BYTES
+
+
+def _message(started_nsec: int, arguments: "list[str]") -> bytes:
+    return b"\0".join([HEADER, str(started_nsec).encode(), *map(os.fsencode, arguments)])
 
 
 def read(message: bytes) -> "tuple[int, list[str]] | None":

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from coresnap import archive
 from coresnap.capture import carry, handover
 from coresnap.ground.inotify import Watch
 
@@ -28,11 +29,13 @@ _ARCHIVE_PY = "import os\ndef main(arguments):\n    print('went on', arguments[-
 class _Waiting:
     """archive.sh as the kernel has started it for a crash, with its core in a pipe, and the crashed process."""
 
-    def __init__(self, run: Path, script: Path, victim: int) -> None:
+    def __init__(self, run: Path, script: Path, victim: int, exe: str, before: str) -> None:
         self.note_directory = run / "waiting"
         core_fd, self.kernel_fd = os.pipe()
         os.write(self.kernel_fd, _CORE)
-        argv = [str(script), str(victim), "1", "2", "", "!a b*$(id)"]
+        argv = [str(script), str(victim), "1", "2", "", exe]
+        if before:
+            argv = ["/bin/sh", "-c", f'{before}\nexec "$@"', str(run), *argv]
         self.process = subprocess.Popen(argv, stdin=core_fd, stdout=subprocess.PIPE, text=True)
         os.close(core_fd)
 
@@ -85,8 +88,8 @@ def victim() -> Iterator[subprocess.Popen[bytes]]:
 
 
 @contextmanager
-def _waiting(run: Path, victim: int) -> Iterator[_Waiting]:
-    """Start archive.sh; yield once it has left its note."""
+def _waiting(run: Path, victim: int, exe: str = "!a b*$(id)", before: str = "") -> Iterator[_Waiting]:
+    """Start archive.sh; yield once it has left its note. `before` is shell, run by the same process, with `run` as $0."""
     script = _ARCHIVE_SH
     for there, here in (("run=/run/coresnap\n", f"run={run}\n"), ("/proc/loadavg", f"{run}/loadavg")):
         assert there in script
@@ -98,7 +101,7 @@ def _waiting(run: Path, victim: int) -> Iterator[_Waiting]:
     (run / "python" / "coresnap" / "archive.py").write_text(_ARCHIVE_PY)
     fd = os.open(run / "waiting", os.O_RDONLY | os.O_DIRECTORY)
     with Watch(fd) as watch:
-        waiting = _Waiting(run, path, victim)
+        waiting = _Waiting(run, path, victim, exe, before)
         try:
             note = Path(f"/proc/{waiting.process.pid}/fd/7")  # the last that it needs; it may have gone on already
             while waiting.process.poll() is None and not (waiting.note.exists() and note.exists()):
@@ -168,6 +171,28 @@ def test_another_process_under_a_note_s_number_is_let_alone(run: Path, victim: s
     carry.carry(lambda *_: pytest.fail("there is nothing to hand over"), str(run))
     assert victim.poll() is None
     assert not list((run / "waiting").iterdir()), "who left it has ended"
+
+
+def test_a_note_that_was_left_behind_is_none_of_the_next_process_of_that_number(
+    run: Path, victim: subprocess.Popen[bytes]
+) -> None:
+    """Who offered it, and the service, may have it still: what they write into it is of another crash."""
+    with _waiting(run, victim.pid, before='printf + >"$0/waiting/$$"') as waiting:
+        assert waiting.went_on() == f"went on !a b*$(id) {_CORE!r}\n"
+        assert waiting.note.read_text() == "+"
+
+
+def test_what_is_too_long_to_be_handed_over_keeps_nobody_from_carrying_others(
+    run: Path, victim: subprocess.Popen[bytes]
+) -> None:
+    with _somebody_carries(run), _waiting(run, victim.pid, exe="!" + 4095 * "a") as waiting:
+        carry.carry(lambda *_: pytest.fail("it cannot be offered"), str(run))
+        assert waiting.process.poll() is None
+        assert waiting.note.exists()
+
+
+def test_nobody_gives_up_on_an_offer_that_may_still_be_taken() -> None:
+    assert carry._LOCK_SECONDS * 1000 > 2 * archive._HANDOVER_MSEC
 
 
 def test_a_victim_that_was_killed_is_not_carried(run: Path, victim: subprocess.Popen[bytes]) -> None:
