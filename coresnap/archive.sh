@@ -14,6 +14,7 @@ if read -r _ _ _ tasks _ </proc/loadavg && [ "${tasks%%/*}" -ge 10 ] && [ -f "$g
         case $group in */init.scope* | */systemd-journald* | */coresnap.slice/*) alone=1 ;; esac
     done <"/proc/$1/cgroup" || alone=1
     set -C # a note that another process of our number has left may be in somebody's hands still: it is none of ours
+    trap : URG # whom nobody can carry is woken so; a program that is run next passes it over
     # shellcheck disable=SC2094  # it is opened for both, so that opening it does not wait for somebody to carry
     if [ -z "$alone" ] && [ -p "$run/carriers" ] && command exec 5<&0 7>"$run/waiting/$$" 8<>"$run/carriers" <"$run/carriers"; then
         exec 8>&-

@@ -14,7 +14,7 @@ in whatever order they die:
 * who has waited, and has an interpreter at last, locks its note before anything else: a byte in it says that it is captured.
 
 A note is unlinked before who left it is ended, so that the next process of that number has another; where one was left
-behind archive.sh leaves none.
+behind archive.sh leaves none. Who cannot be carried is woken: in a storm that lasts somebody always carries.
 
 Imported by archive after its own crash has been let go, or where it has waited.
 """
@@ -148,8 +148,6 @@ def _crash(
             name, dir_fd=waiting_fd
         )  # who left it has ended, and its number may be another's, or has an interpreter
         return None
-    if not handover.is_short(arguments):
-        return None
     left = os.stat(f"fd/{_NOTE_FD}", dir_fd=waits_fd)
     if not os.path.samestat(left, note):
         return None
@@ -158,7 +156,19 @@ def _crash(
     status = _read(
         waits_fd, "stat"
     )  # after it: where the directory still tells something, the process has lived all the time
-    if not stat.S_ISFIFO(os.stat(f"fd/{_PIPE_FD}", dir_fd=waits_fd).st_mode):
+    try:
+        offered = _offered(waits_fd, arguments, fds)
+    except OSError:
+        offered = None
+    if offered is None:
+        _signal.pidfd_send_signal(pidfd, _signal.SIGURG)  # it need not wait as long as others are carried
+        return None
+    return status, arguments, pidfd, [*offered, note_fd]
+
+
+def _offered(waits_fd: int, arguments: "list[str]", fds: "list[int]") -> "list[int] | None":
+    """Open what is to be handed over, into `fds` too; None where that cannot be done. Raises OSError."""
+    if not handover.is_short(arguments) or not stat.S_ISFIFO(os.stat(f"fd/{_PIPE_FD}", dir_fd=waits_fd).st_mode):
         return None
     pipe_fd = os.open(f"fd/{_PIPE_FD}", os.O_RDONLY, dir_fd=waits_fd)
     fds.append(pipe_fd)
@@ -172,7 +182,7 @@ def _crash(
     poll.register(pipe_fd, 0)
     if poll.poll(0):
         return None
-    return status, arguments, pidfd, [pipe_fd, proc_fd, victim_fd, note_fd]
+    return [pipe_fd, proc_fd, victim_fd]
 
 
 def _open(path: str, fds: "list[int]") -> int:

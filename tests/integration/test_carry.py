@@ -58,6 +58,7 @@ class _Waiting:
 
     def went_on(self) -> str:
         assert self.process.stdout is not None
+        assert select.select([self.process.stdout], [], [], 60)[0], "it waits still"
         return str(self.process.stdout.read())
 
     def end(self) -> None:
@@ -187,8 +188,7 @@ def test_what_is_too_long_to_be_handed_over_keeps_nobody_from_carrying_others(
 ) -> None:
     with _somebody_carries(run), _waiting(run, victim.pid, exe="!" + 4095 * "a") as waiting:
         carry.carry(lambda *_: pytest.fail("it cannot be offered"), str(run))
-        assert waiting.process.poll() is None
-        assert waiting.note.exists()
+        assert waiting.went_on().startswith("went on !aaa"), "it does not wait for those who carry others"
 
 
 def test_nobody_gives_up_on_an_offer_that_may_still_be_taken() -> None:
@@ -200,8 +200,7 @@ def test_a_victim_that_was_killed_is_not_carried(run: Path, victim: subprocess.P
     with _somebody_carries(run), _waiting(run, victim.pid) as waiting:
         waiting.kernel_lets_go()
         carry.carry(lambda *_: pytest.fail("it is another's crash"), str(run))
-        assert waiting.process.poll() is None
-        assert waiting.note.exists()
+        assert waiting.went_on() == f"went on !a b*$(id) {_CORE!r}\n", "it does not wait for those who carry others"
 
 
 def test_what_another_offers_just_now_is_not_offered_twice(run: Path, victim: subprocess.Popen[bytes]) -> None:
