@@ -193,14 +193,26 @@ def rmdir(dir_fd: int, name: str) -> None:
 
 
 def remove_tree(dir_fd: int, name: str) -> None:
-    """Remove the directory `name` with the files in it; a dump has no directories inside, so one level is all."""
-    fd = open_directory(name, dir_fd)
+    """Remove the directory `name` with the files in it; a dump has no directories inside, so one level is all.
+
+    Two may be at it, a purge and a sweep, say: what the other one has removed is no error.
+    """
+    try:
+        fd = open_directory(name, dir_fd)
+    except FileNotFoundError:
+        return
     try:
         for entry in os.listdir(fd):
-            unlink(fd, entry)
+            try:
+                unlink(fd, entry)
+            except FileNotFoundError:
+                continue
     finally:
         os.close(fd)
-    rmdir(dir_fd, name)
+    try:
+        rmdir(dir_fd, name)
+    except FileNotFoundError:
+        pass
 
 
 def exists(dir_fd: int, name: str) -> bool:

@@ -86,9 +86,14 @@ class Dump:
             self.fd = -1
 
     def disk_bytes(self) -> int:
-        """Return the bytes of disk that the dump's files take."""
-        names = os.listdir(self.fd)
-        return sum(os.stat(name, dir_fd=self.fd, follow_symlinks=False).st_blocks for name in names) * 512
+        """Return the bytes of disk that the dump's files take; its owner may be replacing them meanwhile."""
+        blocks = 0
+        for name in os.listdir(self.fd):
+            try:
+                blocks += os.stat(name, dir_fd=self.fd, follow_symlinks=False).st_blocks
+            except FileNotFoundError:
+                continue
+        return blocks * 512
 
 
 def _is_dump(entry: "os.DirEntry[str]") -> bool:

@@ -81,6 +81,37 @@ def test_remove_ends_what_was_interrupted(spool: Spool, monkeypatch: pytest.Monk
     assert os.listdir(spool.stage_fds[stages.STAGING]) == []
 
 
+def test_what_a_sweep_removes_meanwhile_is_no_error(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+    for begun_at in ("unlink", "rmdir"):
+        dump = spool.new()
+        for name in ("core", "snapshot"):
+            os.close(durable.create(dump.fd, name, 0o600))
+        spool.move(dump, stages.COMMITTED)
+        taken = spool.take(stages.COMMITTED, dump.uuid)
+        assert taken is not None
+
+        def sweep(operation: str, _name: str, begun_at: str = begun_at) -> None:
+            if operation == begun_at:
+                durable.fault = None
+                assert list(spool.abandoned()) == []
+
+        monkeypatch.setattr(durable, "fault", sweep)
+        spool.remove(taken)
+        assert durable.fault is None, "it has been swept"
+        assert os.listdir(spool.stage_fds[stages.STAGING]) == []
+
+
+def test_files_that_are_being_replaced_do_not_end_a_count(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+    with spool.new() as dump:
+        fd = durable.create(dump.fd, "core", 0o600)
+        os.write(fd, b"x" * 5000)
+        disk_bytes = os.fstat(fd).st_blocks * 512
+        os.close(fd)
+        listdir = os.listdir
+        monkeypatch.setattr(os, "listdir", lambda path: [".dump.json.new", *listdir(path)])
+        assert dump.disk_bytes() == disk_bytes
+
+
 def test_only_dumps_without_a_writer_are_abandoned(spool: Spool) -> None:
     alive, dead = spool.new(), spool.new()
     dead.close()
