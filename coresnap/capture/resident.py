@@ -22,7 +22,7 @@ _REQUEST_MAX_BYTES = 64 << 10
 
 
 class ResidentReader(Reader):
-    """Make it ready while nothing is held: what its owner has open then, but for `prepare`, its child has too."""
+    """Its child has nothing open of what its owner has, neither held processes nor the locks of dumps that are not finished."""
 
     def __init__(self, prepare: Callable[[], None]) -> None:
         """`prepare` is run in the child; it closes what the child must not hold."""
@@ -51,9 +51,7 @@ class ResidentReader(Reader):
     def _serve(self, requests: socket.socket, write_fd: int) -> None:
         try:
             self._prepare()
-            assert self._requests is not None
-            self._requests.close()
-            os.close(self._fd)
+            _close_all_but(0, 1, 2, requests.fileno(), write_fd)
             while True:
                 request, fds, _flags, _address = socket.recv_fds(requests, _REQUEST_MAX_BYTES, 1)
                 if not request:
@@ -105,3 +103,12 @@ class ResidentReader(Reader):
         poll = select.poll()
         poll.register(self._fd, select.POLLIN)
         return not poll.poll(0)
+
+
+def _close_all_but(*kept: int) -> None:
+    for fd in map(int, os.listdir("/proc/self/fd")):
+        if fd not in kept:
+            try:
+                os.close(fd)
+            except OSError:
+                pass  # that of the list itself

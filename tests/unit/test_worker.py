@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import threading
 from pathlib import Path
@@ -39,9 +40,8 @@ def _hand_over(connection: socket.socket, core: bytes) -> None:
     connection.close()
 
 
-def test_those_that_wait_are_let_go_before_any_dump_is_finished(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("ends_readers", [False, True])
+def test_those_that_wait_are_let_go_before_any_dump_is_finished(tmp_path: Path, ends_readers: bool) -> None:
     root = tmp_path / "spool"
     stages.prepare(str(root), -1, -1)
     with Spool(str(root)) as spool:
@@ -60,16 +60,23 @@ def test_those_that_wait_are_let_go_before_any_dump_is_finished(
     stopped_fd, stop_fd = os.pipe()
     want_fd = os.open(os.devnull, os.O_WRONLY)
     events: list[str] = []
+    free: list[bool] = []
     hold = Capture.hold
 
     def note_hold(capture: Capture, *arguments: object) -> None:
         hold(capture, *arguments)  # type: ignore[arg-type]  # as it is called
         events.append("held")
+        if ends_readers:
+            os.kill(arguments[2]._pid, signal.SIGKILL)  # type: ignore[attr-defined]  # as if it had not read all in time
 
     def note_finish(capture: Capture) -> Outcome:
         outcome = finish(capture)
         events.append("kept" if outcome.kept else outcome.reason)
         if len(events) == 2 * _CRASHES:
+            with Spool(str(root)) as spool:
+                for uuid in spool.uuids(stages.PENDING):
+                    taken = spool.take(stages.PENDING, uuid)
+                    free.append(taken is not None)
             os.write(stop_fd, b"+")
         return outcome
 
@@ -84,6 +91,7 @@ def test_those_that_wait_are_let_go_before_any_dump_is_finished(
     for thread in threads:
         thread.join()
     assert events == ["held"] * _CRASHES + ["kept"] * _CRASHES
+    assert free == [True] * _CRASHES, "no child of the worker's has a dump's lock"
     listener.close()
     for fd in (stopped_fd, stop_fd, want_fd):
         os.close(fd)
