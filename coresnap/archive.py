@@ -81,10 +81,12 @@ def main(arguments: "Sequence[str]") -> int:
     if isinstance(options, int):
         return options
     settings_path, proc, positional = options
-    if positional == arguments and positional and (_was_carried() or _handed_over(positional)):
-        os.dup2(1, 0)  # the service has the pipe
-        _carry()
-        os._exit(0)
+    if positional == arguments and positional:
+        if _was_carried() or _handed_over(positional):
+            os.dup2(1, 0)  # the service has the pipe
+            _carry()
+            os._exit(0)
+        _wake_all()
 
     _leave_the_gate()
     from coresnap.capture.capture import Capture
@@ -131,12 +133,24 @@ def _was_carried() -> bool:
     return carry.is_captured(_NOTE_FD)
 
 
+def _somebody_waits() -> bool:
+    try:
+        return bool(os.listdir(_NOTES))
+    except OSError:
+        return False
+
+
+def _wake_all() -> None:
+    """Have nobody wait to be carried: the service has not taken our crash, and may be stuck."""
+    if _somebody_waits():
+        from coresnap.capture import carry
+
+        carry.wake_all(_NOTES)
+
+
 def _carry() -> None:
     """Hand over the crashes of those that wait, now that nothing is held by us."""
-    try:
-        if not os.listdir(_NOTES):
-            return
-    except OSError:
+    if not _somebody_waits():
         return
     from coresnap.capture import carry
 

@@ -85,7 +85,11 @@ def carry(offer: "Callable[[bytes, list[str], list[int]], bool]", run: str = RUN
     try:
         idle = select.poll()
         rounds_left = _ROUNDS
-        while rounds_left and (carried := _round(waiting_fd, offer)) is not None:
+        while rounds_left:
+            carried = _round(waiting_fd, offer)
+            if carried is None:
+                wake_all(f"{run}/{_WAITING}")
+                break
             rounds_left = _ROUNDS if carried else rounds_left - 1
             if not carried:
                 idle.poll(_IDLE_MSEC)
@@ -94,6 +98,31 @@ def carry(offer: "Callable[[bytes, list[str], list[int]], bool]", run: str = RUN
     finally:
         os.close(carries_fd)
         os.close(waiting_fd)
+
+
+def wake_all(waiting: str = f"{RUN}/{_WAITING}") -> None:
+    """Have all that wait go to a gate: the service takes nothing just now. Raises nothing.
+
+    As the last that carries ends hardly more than one goes on, and has the pipe open again before the next has woken.
+    """
+    try:
+        names = os.listdir(waiting)
+    except OSError:
+        return
+    for name in names:
+        fds: list[int] = []
+        try:
+            note = os.stat(f"{waiting}/{name}")
+            waits_fd = _open(f"/proc/{name}", fds)
+            pidfd = os.pidfd_open(int(name))
+            fds.append(pidfd)
+            if os.path.samestat(os.stat(f"fd/{_NOTE_FD}", dir_fd=waits_fd), note):
+                _signal.pidfd_send_signal(pidfd, _signal.SIGURG)
+        except (OSError, ValueError):
+            continue  # it has ended
+        finally:
+            for fd in fds:
+                os.close(fd)
 
 
 def _round(waiting_fd: int, offer: "Callable[[bytes, list[str], list[int]], bool]") -> "bool | None":

@@ -146,14 +146,41 @@ def test_its_crash_is_handed_over_and_it_is_ended(run: Path, victim: subprocess.
 
 
 def test_it_goes_on_where_the_service_does_not_take_its_crash(run: Path, victim: subprocess.Popen[bytes]) -> None:
-    with _somebody_carries(run) as other, _waiting(run, victim.pid) as waiting:
+    with _somebody_carries(run), _waiting(run, victim.pid) as waiting:
         carry.carry(lambda *_: False, str(run))
+        assert waiting.went_on() == f"went on !a b*$(id) {_CORE!r}\n", "although another still carries"
+        assert waiting.process.wait(30) == 0
+        assert waiting.is_let_go()
+
+
+def test_it_goes_on_once_nobody_carries(run: Path, victim: subprocess.Popen[bytes]) -> None:
+    with _somebody_carries(run) as other, _waiting(run, victim.pid) as waiting:
         assert waiting.process.stdout is not None
         assert not select.select([waiting.process.stdout], [], [], 0.3)[0], "another still carries"
         other.kill()
         assert waiting.went_on() == f"went on !a b*$(id) {_CORE!r}\n"
         assert waiting.process.wait(30) == 0
         assert waiting.is_let_go()
+
+
+def test_an_archive_whose_own_crash_is_not_taken_has_nobody_wait(
+    run: Path, victim: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One after the other would wait for a service that is stuck, each with its process held."""
+    monkeypatch.setattr(archive, "_NOTES", f"{run}/waiting/")
+    monkeypatch.setattr(archive, "_handed_over", lambda _arguments: False)
+
+    class Captures(Exception):
+        """It captures by itself."""
+
+    def captures() -> None:
+        raise Captures
+
+    monkeypatch.setattr(archive, "_leave_the_gate", captures)
+    with _somebody_carries(run), _waiting(run, victim.pid) as waiting:
+        with pytest.raises(Captures):
+            archive.main([str(victim.pid), "1", "2"])
+        assert waiting.went_on() == f"went on !a b*$(id) {_CORE!r}\n"
 
 
 def test_it_goes_on_at_once_where_nobody_carries(run: Path, victim: subprocess.Popen[bytes]) -> None:
