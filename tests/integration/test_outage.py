@@ -10,6 +10,7 @@ import pytest
 from tests.support import outage
 from tests.support.hours import HOUR, MINUTE
 
+pytestmark = pytest.mark.walk
 _DUMPS = 1000
 
 
