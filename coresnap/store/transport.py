@@ -208,7 +208,7 @@ class _Adapter(HTTPAdapter):
 def _watching(pool: Any, opened: Callable[[socket.socket], None]) -> Any:
     """Return a class of pools whose connections are reported, and print nothing of what they send."""
 
-    class Connection(pool.ConnectionCls):  # type: ignore[misc]
+    class Connection(pool.ConnectionCls):  # type: ignore[misc]  # which class it is, is known at run time
         debuglevel = 0  # http.client's, which prints addresses, may have been raised for all
 
         def _new_conn(self) -> socket.socket:

@@ -723,7 +723,7 @@ def test_status_tells_how_the_stores_stand(made: Made) -> None:
         },
         {"store": "https://two", "state": "waiting", "next_try_usec": 10**18, "failures": 3, "detail": "no route"},
     ]
-    stores = [vars(outlook.Standing(**known)) for known in standings]  # type: ignore[arg-type]
+    stores = [vars(outlook.Standing(**known)) for known in standings]  # type: ignore[arg-type]  # of mixed types
     (made.root / outlook.NAME).write_text(json.dumps({"version": 1, "stores": stores}))
     told = coresnap(made, "status").stdout
     assert "https://one: up, 7 delivered" in told

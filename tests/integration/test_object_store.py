@@ -290,7 +290,7 @@ def test_what_may_be_one_dumps_fault(store: LyingStore, make: Maker, lie: Lie, k
 def test_what_is_too_much_goes_without_its_attachments(store: LyingStore, client: ObjectStore, make: Maker) -> None:
     """Also where the store says so at once, and hangs up on the rest."""
     for kind in ("status", "early"):
-        store.plan = lambda number, kind=kind: Lie(kind, 413) if number % 2 == 0 else None  # type: ignore[misc]
+        store.plan = lambda number, kind=kind: Lie(kind, 413) if number % 2 == 0 else None  # type: ignore[misc]  # a default binds the loop's value
         delivery = make.delivery(b"", make.attachment("core", os.urandom(20 << 20)), attributes=(("a", "b"),))
         assert not client.put(delivery).already_there
         assert client.remarks == (f"{delivery.uuid}: {store.address} takes no more at once: it goes without core",)
@@ -312,7 +312,7 @@ def test_a_connection_that_breaks_at_any_byte(store: LyingStore, client: ObjectS
     early = {"drop-request": 0, "drop-answer": 0}
     for kind, count in cuts:
         delivery = make.delivery()
-        store.plan = lambda _number, kind=kind, count=count: Lie(kind, count)  # type: ignore[misc]
+        store.plan = lambda _number, kind=kind, count=count: Lie(kind, count)  # type: ignore[misc]  # a default binds the loop's value
         try:
             first = client.put(delivery)
         except TryLater:
@@ -337,7 +337,7 @@ def test_already_there_is_a_success(store: LyingStore, make: Maker, shape: int) 
 def test_a_quota_that_is_exceeded_already_is_no_success(store: LyingStore, make: Maker) -> None:
     for said in ("quota already exceeded", "the report's project was removed already", "duplicate parameter: format"):
         body = json.dumps({"error": {"code": 400, "message": said}}).encode()
-        store.plan = lambda _number, body=body: Lie("garbage", body)  # type: ignore[misc]
+        store.plan = lambda _number, body=body: Lie("garbage", body)  # type: ignore[misc]  # a default binds the loop's value
         with pytest.raises(StoreRefused, match=said):
             _put(store, make.delivery())
 
@@ -442,7 +442,7 @@ def test_a_token_goes_nowhere_else(store: LyingStore, make: Maker) -> None:
             "http://a:b/",
             "javascript:alert(1)",
         ):
-            store.plan = lambda _number, location=location: Lie("redirect", location)  # type: ignore[misc]
+            store.plan = lambda _number, location=location: Lie("redirect", location)  # type: ignore[misc]  # a default binds the loop's value
             with pytest.raises(Parked, match="redirects to") as caught:
                 _put(store, make.delivery())
             assert TOKEN not in caught.value.line().lower(), location
@@ -662,7 +662,7 @@ def test_no_token_in_what_is_said(
         Lie("verbatim", f"HTTP/1.1 200 OK\r\nContent-Length: {TOKEN}\r\nX {TOKEN}: \r\n\r\n".encode()),
         Lie("slow-refusal", 0.1),
     ):
-        store.plan = lambda _number, lie=lie: lie  # type: ignore[misc]
+        store.plan = lambda _number, lie=lie: lie  # type: ignore[misc]  # a default binds the loop's value
         client = _client(address, f"proxy = {proxy.address if hosted else 'none'}", timeout_usec=1_000_000)
         try:
             said.append(repr(client.put(make.delivery())))
