@@ -11,11 +11,12 @@ DESCRIPTION
     functions that the program said it was in are there. Prints a table, and every thread that differs.
 
     A stack is sound, as gdb has it, if it goes to where the thread began and every return address is in code. Where gdb loses
-    its way, as it does where there are no unwind tables, there is nothing to be equal to; each is listed all the same.
+    its way, as it does where there are no unwind tables, it lists the program's data, or 0, as return addresses. Two stacks
+    agree if gdb's is ours up to the first of those; each that is not equal to its last word is listed all the same.
 
 EXIT STATUS
-    0 at least 99 of 100 threads with sound stacks have gdb's program counters; 1 fewer have, a snapshot failed, or
-    a difference is not judged in docs/snapshot.md.
+    0 at least 99 of 100 threads agree with gdb, and as many of those with sound stacks are equal; 1 fewer are, a snapshot
+    failed, or a difference is not judged in docs/snapshot.md.
 """
 
 from __future__ import annotations
@@ -70,6 +71,12 @@ class Thread:
             return "shorter"
         return "longer" if theirs == ours[: len(theirs)] else "other"
 
+    @property
+    def agrees(self) -> bool:
+        """Say whether gdb's program counters, as far as they are of code, are ours; where they are sound ours end with them."""
+        (ours, theirs), in_code = self.pcs(), self.theirs.in_code
+        return ours == theirs or (not self.theirs.sound and ours[:in_code] == theirs[:in_code])
+
     def pcs(self) -> tuple[list[int], list[int]]:
         """Return the program counters, ours and theirs."""
         return [int(frame["address"], 0) for frame in self.ours], [frame.address for frame in self.theirs.frames]
@@ -106,6 +113,10 @@ class Outcome:
     threads: list[Thread] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
+
+    def agree(self) -> float:
+        """Return the share of threads whose stack agrees with gdb's."""
+        return sum(thread.agrees for thread in self.threads) / max(1, len(self.threads))
 
     def equal(self, *, sound: bool = False) -> float:
         """Return the share of threads with gdb's program counters, of all or of those whose stack is sound as gdb has it."""
@@ -204,7 +215,9 @@ def lines(outcome: Outcome) -> Iterator[str]:
     groups: dict[str, list[Thread]] = {}
     for thread in outcome.threads:
         groups.setdefault(thread.case.partition("/")[0], []).append(thread)
-    heads = "".join(f"{word:>8}" for word in ("threads", "equal", "shorter", "longer", "other", "sound", "differ"))
+    heads = "".join(
+        f"{word:>8}" for word in ("threads", "agree", "equal", "shorter", "longer", "other", "sound", "differ")
+    )
     yield f"{'':24}{heads}{'names':>14}{'said':>12}{'gdb':>6}"
     for group, threads in [*groups.items(), ("all", outcome.threads)]:
         kinds = [thread.kind for thread in threads]
@@ -214,9 +227,11 @@ def lines(outcome: Outcome) -> Iterator[str]:
         ours, theirs = (sum(truth[side] for truth in truths) for side in (0, 1))
         counts = "".join(f"{kinds.count(kind):8}" for kind in ("equal", "shorter", "longer", "other"))
         sound = [thread for thread in threads if thread.theirs.sound]
+        counts = f"{sum(thread.agrees for thread in threads):8}{counts}"
         counts += f"{len(sound):8}{sum(thread.kind != 'equal' for thread in sound):8}"
         yield f"{group:24}{len(threads):8}{counts}{f'{named - wrong}/{named}':>14}{f'{ours}/{len(truths)}':>12}{theirs:6}"
-    yield f"{100 * outcome.equal():.2f}% of the threads have gdb's program counters,"
+    yield f"{100 * outcome.agree():.2f}% of the threads have gdb's program counters as far as those are of code,"
+    yield f"{100 * outcome.equal():.2f}% to its last word, be it data or 0,"
     yield f"{100 * outcome.equal(sound=True):.2f}% of those whose stack is sound as gdb has it"
     yield from (f"NOT JUDGED in docs/snapshot.md: {case}" for case in unjudged(outcome))
     yield from (f"skipped: {name}: {why}" for name, why in outcome.skipped.items())
@@ -230,7 +245,9 @@ def details(outcome: Outcome, verbose: bool) -> Iterator[str]:
         if thread.kind != "equal" or (truth and not truth[0]) or (verbose and wrong):
             judged = "sound" if thread.theirs.sound else f"lost: {thread.theirs.end}"
             named = "" if truth is None else f"; said: ours {truth[0]}, gdb's {truth[1]}"
-            yield f"{thread.case} {thread.tid}: {thread.kind}; {thread.end}; gdb {judged}; eu-stack {thread.testimony()}{named}"
+            agrees = "agrees" if thread.agrees else "DISAGREES"
+            compared = f"{thread.case} {thread.tid}: {thread.kind}, {agrees}"
+            yield f"{compared}; {thread.end}; gdb {judged}; eu-stack {thread.testimony()}{named}"
             yield from _beside(thread)
         if verbose:
             yield from (f"    {ours or '-'} | {theirs}" for ours, theirs in wrong)
@@ -270,7 +287,8 @@ def main() -> int:
     outcome = run(chosen, progress=True)
     for line in (*details(outcome, options.verbose), *lines(outcome)):
         print(line)
-    return int(outcome.equal(sound=True) < _LEAST or bool(outcome.failed or unjudged(outcome)))
+    share = min(outcome.agree(), outcome.equal(sound=True))
+    return int(share < _LEAST or bool(outcome.failed or unjudged(outcome)))
 
 
 if __name__ == "__main__":

@@ -39,11 +39,13 @@ class Frame:
 class Stack:
     """A thread's frames, innermost first, without those of functions that were compiled into others; why there are no more.
 
+    `in_code`: as many of them as there are before the first return address that is not in code: what follows is no stack.
     `sound`: it goes to where the thread began, and all of it is in code.
     """
 
     frames: list[Frame]
     end: str
+    in_code: int = 0
     sound: bool = True
 
 
@@ -64,9 +66,12 @@ def _stack(frames: list[tuple[int, str, str]], end: str, code: list[range]) -> S
     """Sort out the frames that have no place of their own on the stack; judge the others."""
     physical = [frame for frame in frames if frame[2] in ("normal", "signal")]
     # Only what was stopped where it is, the innermost or what a signal came upon, may be where no code is.
-    returns = [frame[0] for before, frame in itertools.pairwise(physical) if before[2] != "signal"]
-    sound = end == "outermost" and all(any(pc in one for one in code) for pc in returns)
-    return Stack([Frame(pc, name) for pc, name, _kind in physical], end, sound)
+    returns = [
+        (at, frame[0]) for at, (before, frame) in enumerate(itertools.pairwise(physical), 1) if before[2] != "signal"
+    ]
+    in_code = next((at for at, pc in returns if not any(pc in one for one in code)), len(physical))
+    sound = end == "outermost" and in_code == len(physical)
+    return Stack([Frame(pc, name) for pc, name, _kind in physical], end, in_code, sound)
 
 
 def _executable(core: Path) -> list[range]:

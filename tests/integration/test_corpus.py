@@ -33,8 +33,9 @@ def threads(case: Case, tmp_path_factory: pytest.TempPathFactory) -> list[Thread
 
 
 def test_program_counters_are_gdbs(threads: list[Thread]) -> None:
-    """Where gdb itself loses its way there is nothing to be equal to."""
+    """Where gdb itself loses its way there is nothing to be equal to, from there on."""
     assert threads
+    assert not [(thread.tid, *thread.pcs()) for thread in threads if not thread.agrees]
     assert not [
         (thread.tid, thread.kind, *thread.pcs()) for thread in threads if thread.theirs.sound and thread.kind != "equal"
     ]
