@@ -24,7 +24,7 @@ help:
 	@echo 'make test-system  all tests in virtual machines with kernels of their own (tens of minutes; root)'
 	@echo 'make proof      the long run: mutated cores, power cuts, crashes, by the thousand (hours; root)'
 	@echo 'make check      lint, types, generated files, and make test'
-	@echo 'make bench      the figures of docs/benchmarks.md'
+	@echo 'make bench      the figures of docs/benchmarks.md (hours; root)'
 	@echo 'make generate   write the files that derive from tables again'
 	@echo 'make install    into DESTDIR and PREFIX ($(PREFIX))'
 	@echo 'make clean      remove what was built'
@@ -70,7 +70,7 @@ proof:
 
 bench:
 	@tools/need $(SYSTEM_NEEDS)
-	$(PYTHON) -m tests.bench.run
+	$(PYTHON) -m tests.bench.run --keep
 
 generate:
 	$(PYTHON) -m coresnap.ground.settings.render

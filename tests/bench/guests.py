@@ -20,11 +20,10 @@ from tests.system.machine import Machine
 
 MEASURE = "crashes in a guest beside systemd-coredump"
 BAR = "several"
-_CRASHES = Path(__file__).with_name("guest") / "crashes.py"
+_PROGRAMS = Path(__file__).with_name("guest")
 _MEMORY_MIB = 4096
 _SETTINGS = ("kernel.core_pattern", "kernel.core_pipe_limit")
 _STORM = 200
-_STORMS = 2
 _MOST_BYTES = 512 << 20
 _TURN_SECONDS = 600
 _CONFIGURATION = "/etc/coresnap/coresnap.conf"
@@ -68,7 +67,7 @@ def _figures(guest: Machine, peer: _Peer, runs: int) -> Iterator[Figure]:
     if peer.rejects:
         yield _reject(guest, peer, runs)
     yield _drain(guest, peer, runs)
-    yield from _storm(guest, peer, min(runs, _STORMS))
+    yield from _storm(guest, peer, runs)
 
 
 def _told(figure: Figure) -> Figure:
@@ -81,7 +80,9 @@ def _told(figure: Figure) -> Figure:
 def _guest(peer: _Peer) -> Iterator[Machine]:
     """Boot a guest with both collectors at work, as their packages leave them; only core_pattern goes to and fro."""
     with Machine(peer.suite, memory_mib=_MEMORY_MIB) as guest:
-        guest.run("sh", "-c", "cat > /root/crashes.py", stdin=_CRASHES.read_bytes())
+        for program in ("crashes.py", "clear.py"):
+            put = f"cat > /root/{program}; chmod +x /root/{program}"
+            guest.run("sh", "-c", put, stdin=(_PROGRAMS / program).read_bytes())
         # Neither is to run out of room, or to vacuum, while the other is measured.
         coredump = "/etc/systemd/coredump.conf.d"
         guest.sh(
@@ -155,15 +156,12 @@ def _drain(guest: Machine, peer: _Peer, runs: int) -> Figure:
 
 
 def _storm(guest: Machine, peer: _Peer, runs: int) -> list[Figure]:
-    guest.sh("rm -f /var/lib/systemd/coredump/*")
-    known, kept_before = _known(guest), _coredumpctl(guest)
     turns = _turns(guest, "storm", runs)
-    told = _known(guest) - known
+    told, kept_by_peer = (sum(turn["known"] for turn in turns[name]) for name in ("ours", "peer"))
     crashes = _STORM * runs
-    kept_by_peer = _coredumpctl(guest) - kept_before - told
     name = f"{_STORM} crashes at once, {peer.suite}"
     pairs = _pairs(turns)
-    detail = f"{pairs.detail('coresnap', 'the peer')}; of {crashes} the peer recorded {kept_by_peer}"
+    detail = f"{pairs.detail('coresnap', 'the peer')}; of {crashes} the peer kept {kept_by_peer}"
     memory = [turn["memory"] for turn in turns["ours"]]
     together = Spread.of([one["together"] / 1e6 for one in memory])
     parts = ", ".join(
@@ -187,14 +185,3 @@ def _storm(guest: Machine, peer: _Peer, runs: int) -> list[Figure]:
             f"without page cache; at their most {parts}; up to {live} helpers live at once",
         ),
     ]
-
-
-def _known(guest: Machine) -> int:
-    """Return how many crashes coresnap knows of: dumps, and lines of the ledger."""
-    listed = json.loads(guest.sh("coresnap list --json").stdout)
-    lost = json.loads(guest.sh("coresnap why --json -n 2000 || true").stdout or "[]")
-    return len(listed) + sum("reason" in entry and not entry["kept"] for entry in lost)
-
-
-def _coredumpctl(guest: Machine) -> int:
-    return int(guest.sh("coredumpctl list --no-pager --no-legend 2>/dev/null | wc -l").stdout)

@@ -1,30 +1,37 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The results as lines for a terminal, and as docs/benchmarks.md with what there is to know of the machine."""
+"""The results as lines for a terminal; kept in docs/benchmarks.json, and docs/benchmarks.md written from all that is kept."""
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from tests.bench.pairs import Figure
+from tests.bench.spool import REPOSITORY
+
+_KEPT, _PAGE = REPOSITORY / "docs/benchmarks.json", REPOSITORY / "docs/benchmarks.md"
 
 _NOISY = "the peer's own runs lie more than 1.5 × apart: this machine is noisy, and so is the ratio"
 
 
 _HEAD = """\
 <!-- SPDX-License-Identifier: Apache-2.0 -->
-<!-- Written by `make bench`, which replaces the whole page. -->
+<!-- Written by `make bench` from docs/benchmarks.json. -->
 # Benchmarks
 
 Each figure is a ratio to a peer in the same run: one warm-up of both, then pairs in turns, ours and the peer's. A figure
 is the median of the pairs' ratios, with the least and the greatest in brackets; a time is a median of milliseconds with
-the same. Times are wall time of whole processes by the monotonic clock unless something else is said.
+the same. Times are wall time of whole processes by the monotonic clock unless something else is said. A measure is taken by
+`tests/bench/run.py --only NAME --keep`, or with all others by `make bench`, which takes hours.
 
-| measure | bar | figure | result |
-|---|---|---|---|"""
+| measure | bar | figure | result | taken |
+|---|---|---|---|---|"""
 _DETAILS = "\n## In detail"
 _MACHINE = "\n## The machine"
 _METHOD = """
@@ -55,12 +62,28 @@ def lines(figures: Sequence[Figure]) -> list[str]:
     return text
 
 
-def page(figures: Sequence[Figure], work: Path) -> str:
-    """Return docs/benchmarks.md."""
-    rows = [f"| {figure.measure} | {figure.bar} | {figure.figure} | {figure.result} |" for figure in figures]
-    details = [f"* {figure.measure}: {'; '.join(_notes(figure))}." for figure in figures if _notes(figure)]
-    facts = [f"* {fact}" for fact in _machine(work)]
-    return "\n".join((_HEAD, *rows, _DETAILS, *details, _MACHINE, *facts, _METHOD))
+def keep(name: str, figures: Sequence[Figure], work: Path, order: Sequence[str]) -> None:
+    """Put a measure's figures in the place of those that were kept of it, and write the page. Raises OSError, ValueError.
+
+    A measure that could not be taken leaves what was kept of it.
+    """
+    kept: dict[str, Any] = json.loads(_KEPT.read_text()) if _KEPT.exists() else {}
+    if name in kept and all(figure.result == "not-run" for figure in figures):
+        return
+    day = time.strftime("%Y-%m-%d", time.gmtime())
+    kept[name] = {"taken": day, "machine": _machine(work), "figures": [asdict(figure) for figure in figures]}
+    kept = {name: kept[name] for name in order if name in kept}
+    _KEPT.write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n")
+    _PAGE.write_text(page(kept))
+
+
+def page(kept: dict[str, Any]) -> str:
+    """Return docs/benchmarks.md, from each measure's name, the day, the machine and the figures."""
+    taken = [(one["taken"], Figure(**figure)) for one in kept.values() for figure in one["figures"]]
+    rows = [f"| {figure.measure} | {figure.bar} | {figure.figure} | {figure.result} | {day} |" for day, figure in taken]
+    details = [f"* {figure.measure}: {'; '.join(_notes(figure))}." for _day, figure in taken if _notes(figure)]
+    machines = dict.fromkeys(f"* {'; '.join(one['machine'])}" for one in kept.values())
+    return "\n".join((_HEAD, *rows, _DETAILS, *details, _MACHINE, *machines, _METHOD))
 
 
 def _notes(figure: Figure) -> list[str]:
@@ -70,7 +93,7 @@ def _notes(figure: Figure) -> list[str]:
 def _machine(work: Path) -> list[str]:
     memory_kib = _field(Path("/proc/meminfo"), "MemTotal").split()[0]
     return [
-        f"{time.strftime('%Y-%m-%d', time.gmtime())}, {platform.system()} {platform.release()}, {platform.machine()}",
+        f"{platform.system()} {platform.release().partition('-')[0]}, {platform.machine()}",
         f"{len(os.sched_getaffinity(0))} × {_field(Path('/proc/cpuinfo'), 'model name')}",
         f"{int(memory_kib) / 2**20:.0f} GB of memory, temporary files on {_file_system(work)}",
         f"Python {platform.python_version()}",

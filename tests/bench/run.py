@@ -3,11 +3,12 @@
 """run.py - measure coresnap against peers on this machine
 
 SYNOPSIS
-    run.py [--runs N] [--only NAME] [--quick] [--strict] [--page FILE]
+    run.py [--runs N] [--only NAME] [--quick] [--strict] [--keep]
 
 DESCRIPTION
-    Prints each figure beside its bar, with `met`, `missed` or `not-run`, and writes docs/benchmarks.md. With --only or
-    --quick it writes a page only where --page says so. Temporary files, up to 2.5 GB, go to TMPDIR, else /var/tmp.
+    Prints each figure beside its bar, with `met`, `missed` or `not-run`. With --keep what was taken replaces what
+    docs/benchmarks.json has of the same measures, and docs/benchmarks.md is written from that: all measures take hours.
+    Temporary files, up to 2.5 GB, go to TMPDIR, else /var/tmp.
 
 EXIT STATUS
     0 the figures are printed, whatever they are; 1 with --strict, where a bar is missed or a measure not taken.
@@ -26,7 +27,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from tests.bench import backlog, copying, delivery, first_read, guests, hundred_thousand, listing, page, snapshots
 from tests.bench.pairs import Figure, attempt
-from tests.bench.spool import REPOSITORY
 
 #: Each measure's name, its title and bar for where it cannot be taken, itself, and how often it is to be repeated.
 _MEASURES: dict[str, tuple[str, str, Callable[[Path, int], list[Figure]], int]] = {
@@ -54,7 +54,7 @@ def main() -> int:
     parser.add_argument("--only", metavar="NAME", choices=_MEASURES, help=f"one of {', '.join(_MEASURES)}")
     parser.add_argument("--quick", action="store_true", help=f"take {_QUICK_RUNS} pairs of each measure")
     parser.add_argument("--strict", action="store_true", help="end with status 1 where a bar is not met")
-    parser.add_argument("--page", metavar="FILE", type=Path, help="write the page here")
+    parser.add_argument("--keep", action="store_true", help="into docs/benchmarks.json, and write docs/benchmarks.md")
     options = parser.parse_args()
     figures: list[Figure] = []
     with tempfile.TemporaryDirectory(prefix="coresnap-bench-", dir=os.environ.get("TMPDIR", "/var/tmp")) as directory:
@@ -67,9 +67,8 @@ def main() -> int:
                 taken = attempt(title, bar, lambda: measure(work, runs))  # noqa: B023  # called at once
                 print("\n".join(page.lines(taken)), flush=True)
                 figures += taken
-        target = options.page or (None if options.only or options.quick else REPOSITORY / "docs/benchmarks.md")
-        if target:
-            target.write_text(page.page(figures, Path(directory)))
+                if options.keep:
+                    page.keep(name, taken, work, list(_MEASURES))
     return int(options.strict and any(figure.result != "met" for figure in figures))
 
 

@@ -31,6 +31,9 @@ class Spool:
             f"dump.user = {pwd.getpwuid(os.getuid()).pw_name}\n"
             f"dump.group = {grp.getgrgid(os.getgid()).gr_name}\n"
             "dump.quota = 1%\n"
+            "limit.exe = 0\n"  # one program crashes again and again
+            "limit.unit = 0\n"
+            "limit.user = 0\n"
             f"send.coroner = {directory}/none\n"
             f"send.store = file:{directory}/store\n"
         )

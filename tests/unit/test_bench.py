@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.bench import cores
+from tests.bench import cores, page
 from tests.bench.pairs import Figure, Pairs, alternate, attempt, judge
 from tests.bench.pipe import WatchedPipe
 from tests.bench.programs import Unmeasurable, python, run, start
@@ -96,3 +96,18 @@ def test_a_watched_pipe_tells_when_its_reader_acts(tmp_path: Path, event: int, r
         program.wait()
         feeder.wait(0, -signal.SIGPIPE)
     assert program.started_nsec < acts_nsec < event_nsec
+
+
+def test_a_measure_replaces_its_own_figures_and_none_that_could_not_be_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(page, "_KEPT", tmp_path / "benchmarks.json")
+    monkeypatch.setattr(page, "_PAGE", tmp_path / "benchmarks.md")
+    order = ["first", "second"]
+    page.keep("second", [Figure("b", "≤ 2 × cat", "met", "1.5 ×")], tmp_path, order)
+    page.keep("first", [Figure("a", "≤ 2 × cat", "missed", "2.5 ×", "in words")], tmp_path, order)
+    page.keep("second", [Figure("b", "≤ 2 × cat", "not-run", "–", "no cat")], tmp_path, order)
+    page.keep("first", [Figure("a", "≤ 2 × cat", "met", "1.9 ×")], tmp_path, order)
+    text = page._PAGE.read_text()
+    assert text.index("| a | ≤ 2 × cat | 1.9 × | met |") < text.index("| b | ≤ 2 × cat | 1.5 × | met |")
+    assert not any(word in text for word in ("2.5 ×", "in words", "no cat"))
