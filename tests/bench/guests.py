@@ -157,7 +157,8 @@ def _drain(guest: Machine, peer: _Peer, runs: int) -> Figure:
 
 def _storm(guest: Machine, peer: _Peer, runs: int) -> list[Figure]:
     turns = _turns(guest, "storm", runs)
-    told, kept_by_peer = (sum(turn["known"] for turn in turns[name]) for name in ("ours", "peer"))
+    kept, kept_by_peer = (sum(turn["kept"] for turn in turns[name]) for name in ("ours", "peer"))
+    told = kept + sum(turn["on_record"] for turn in turns["ours"])
     crashes = _STORM * runs
     name = f"{_STORM} crashes at once, {peer.suite}"
     pairs = _pairs(turns)
@@ -175,7 +176,7 @@ def _storm(guest: Machine, peer: _Peer, runs: int) -> list[Figure]:
     live = max(one["live"] for one in memory)
     most = max(one["together"] for one in memory)
     return [
-        Figure(f"{name}: kept, or on record", f"{crashes}", verdict(told == crashes), str(told)),
+        Figure(f"{name}: kept, or on record", f"{crashes}", verdict(told == crashes), str(told), f"{kept} are kept"),
         judge(f"{name}: the longest hold", peer.name, 2, pairs, detail),
         Figure(
             f"{name}: memory of the slice and of the live helpers",

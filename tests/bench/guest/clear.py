@@ -7,7 +7,8 @@ SYNOPSIS
 
 DESCRIPTION
     Waits until the collector has kept so many, or has them on record, or until their number has not changed for a while;
-    prints the number. `peer` has them as files of systemd-coredump's, `ours` as dumps, and as lines of the ledger.
+    prints how many it has kept, and how many it has on record alone. `peer` keeps files of systemd-coredump's, and nothing
+    else is asked of it; `ours` keeps dumps, and has the ledger.
 """
 
 from __future__ import annotations
@@ -32,14 +33,14 @@ def main() -> int:
     """Count and clear; return the exit status."""
     name, crashes = sys.argv[1:]
     count, clear = {"ours": (_ours, _clear_ours), "peer": (_peers, _clear_peer)}[name]
-    print(_settled(count, int(crashes), _UNCHANGED_SECONDS[name]))
+    print(*_settled(count, int(crashes), _UNCHANGED_SECONDS[name]))
     clear()
     return 0
 
 
-def _settled(count: Callable[[], int], crashes: int, unchanged_seconds: float) -> int:
+def _settled(count: Callable[[], tuple[int, int]], crashes: int, unchanged_seconds: float) -> tuple[int, int]:
     known, since = count(), time.monotonic()
-    while known < crashes and time.monotonic() - since < unchanged_seconds:
+    while sum(known) < crashes and time.monotonic() - since < unchanged_seconds:
         time.sleep(1)
         now = count()
         if now != known:
@@ -47,8 +48,8 @@ def _settled(count: Callable[[], int], crashes: int, unchanged_seconds: float) -
     return known
 
 
-def _peers() -> int:
-    return sum(not path.name.startswith(".") for path in _PEER.iterdir())
+def _peers() -> tuple[int, int]:
+    return sum(not path.name.startswith(".") for path in _PEER.iterdir()), 0
 
 
 def _clear_peer() -> None:
@@ -56,9 +57,9 @@ def _clear_peer() -> None:
         path.unlink()
 
 
-def _ours() -> int:
+def _ours() -> tuple[int, int]:
     before = int(_LOST_BEFORE.read_text()) if _LOST_BEFORE.exists() else 0
-    return len(_told("list", "--json")) + _lost() - before
+    return len(_told("list", "--json")), _lost() - before
 
 
 def _lost() -> int:

@@ -8,10 +8,10 @@ SYNOPSIS
 DESCRIPTION
     Each FILE holds the settings of one collector, lines of sysctl.d(5); they are put in force before its turn and read
     back after it. A turn begins when the machine is at rest; there is one more, to warm up. After a
-    turn of large processes or of many `/root/clear.py NAME CRASHES` says how many of them the collector has, and clears
-    them away: nobody waits until a small machine has processed the dumps. On standard output comes JSON: for each NAME a
+    turn of large processes or of many `/root/clear.py NAME CRASHES` says what the collector has of them, and clears that
+    away: nobody waits until a small machine has processed the dumps. On standard output comes JSON: for each NAME a
     list of turns, each with the microseconds from the signal to what waitpid(2) tells, how many cores there were by its
-    word (cores), and by the collector's (known).
+    word (cores), and how many the collector has kept and has on record alone (kept, on_record).
 
     single  `sleep` gets SIGSEGV
     big     a process of 1 GB, 44% of whose pages are not zero, gets SIGSEGV
