@@ -21,7 +21,7 @@ from tests.system.booted import GuestError
 from tests.system.conftest import SUITES
 from tests.system.container import Container
 from tests.system.debugged import frames
-from tests.system.waiting import dumps, until, with_lines
+from tests.system.waiting import dumps, no_journal, until, with_lines
 
 _UNITS = "/usr/local/lib/systemd/system"
 _PROCESSOR, _SENDER = "coresnap-processor.service", "coresnap-sender.service"
@@ -87,6 +87,20 @@ def test_a_core_goes_all_the_way_and_again_after_the_owners_have_gone(container:
     log = container.sh(f"journalctl -b -o json CORESNAP_DUMP={uuid}").stdout.splitlines()
     stages = [entry["CORESNAP_STAGE"] for entry in map(json.loads, log) if "CORESNAP_STAGE" in entry]
     assert stages == ["pending", "sending", "committed"]
+
+
+def test_a_journal_that_is_away_holds_nothing_up(container: Container, core: bytes) -> None:
+    """Nor do those who were started meanwhile stay without it once it is back."""
+    container.sh(f"systemctl stop {_PROCESSOR} {_SENDER}")
+    with no_journal(container):
+        backlog.wait_until_committed(container, backlog.take_in(container, core, 1), 30)
+    (uuid,) = uuids = backlog.take_in(container, core, 1)
+    backlog.wait_until_committed(container, uuids, 30)
+    for field in (
+        f"COREDUMP_FILENAME={backlog.SPOOL}/by-uuid/{uuid}.core.zst",
+        f"CORESNAP_DUMP={uuid} CORESNAP_STAGE=committed",
+    ):
+        until(container, f"journalctl --no-pager -q -b {field} | grep -q .", 30)
 
 
 def test_workers_and_owners_that_are_killed_lose_nothing(container: Container, core: bytes) -> None:

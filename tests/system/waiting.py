@@ -13,6 +13,7 @@ from tests.system.booted import Booted
 CRASH = "python3 -c 'import ctypes; ctypes.string_at(16)' || true"
 #: The drop-in of `with_lines`.
 LINES = "90-test.conf"
+_JOURNALD = "systemd-journald.socket systemd-journald-dev-log.socket systemd-journald.service"
 _CONFIGURATION = "/etc/coresnap/coresnap.conf"
 #: Prints what a process's parent hears of its end: its number, the signal, and whether a core was dumped.
 _END = """
@@ -84,3 +85,20 @@ def with_lines(guest: Booted, unit: str, section: str, *lines: str) -> Iterator[
         yield
     finally:
         guest.sh(f"rm -f {path}; systemctl daemon-reload; systemctl reset-failed 'coresnap*' || true")
+
+
+@contextmanager
+def no_journal(guest: Booted) -> Iterator[None]:
+    """Have no journald for a while, and see that it stays away.
+
+    It is masked: else the audit record of its own stop, the next line that is written, or a service that wants it has it
+    started, which cancels the stop.
+    """
+    guest.sh(f"systemctl mask --runtime --now {_JOURNALD} 2>&1")
+    try:
+        yield
+        states = guest.sh(f"systemctl is-active {_JOURNALD}", check=False).stdout.split()
+        assert set(states) <= {"inactive", "failed"}
+    finally:
+        guest.sh(f"systemctl unmask --runtime {_JOURNALD}; systemctl reset-failed 'systemd-journald*'")
+        guest.sh(f"systemctl start {_JOURNALD} 2>&1")
