@@ -4,7 +4,8 @@
 
 SYNOPSIS
     coresnap-snapshot -o OUT [--kv KEY:VALUE]... [--resource ASSET] [--stack-bytes BYTES] [--environ NAMES]
-                      [--redact-names PATTERNS] [--redact-values PATTERNS] [--confidential] --core CORE [EXECUTABLE]
+                      [--redact-names PATTERNS] [--redact-values PATTERNS] [--confidential] [--cache DIR]
+                      --core CORE [EXECUTABLE]
 
 DESCRIPTION
     Reads an ELF core of a 64-bit Linux process and writes a report in Backtrace's JSON format: the signal and the
@@ -18,11 +19,12 @@ DESCRIPTION
     --environ NAMES   variables of the environment in the asset that the report has, * at the end for any rest (none)
     --redact-names PATTERNS, --redact-values PATTERNS  as redact.names and redact.values, coresnap.conf(5) (none)
     --confidential    nothing of what the process had in its memory and registers, as snapshot.confidential says
+    --cache DIR       where `coresnap symbols fetch` has put debug files (/var/cache/coresnap/debug)
     --core CORE       the core
     EXECUTABLE        the path of the executable, for its name
 
     Functions are named by the symbol tables of the executable and its libraries, as far as the files are of the build that
-    crashed, and of debug files in /usr/lib/debug and, from `coresnap symbols fetch`, /var/cache/coresnap/debug.
+    crashed, and of debug files in /usr/lib/debug and in DIR.
 
     Where drgn is installed for Python frames have lines of their sources, and inlined calls; where pystack is, a process of
     CPython has Python's frames as well. Both are looked for where `python3 -I` finds packages.
@@ -67,6 +69,7 @@ from coresnap.ground.redact import Redaction
 from coresnap.ground.text import printable
 from coresnap.snapshot.asset import kept_modules, read_asset
 from coresnap.snapshot.core import open_core
+from coresnap.snapshot.images import DISTRIBUTED, FETCHED
 from coresnap.snapshot.report import REPORT_MAX_BYTES, Options, build
 from coresnap.spool.stages import is_uuid, new_uuid
 
@@ -95,6 +98,7 @@ def main(arguments: list[str] | None = None) -> int:
     for what in ("names", "values"):
         parser.add_argument(f"--redact-{what}", metavar="PATTERNS", type=str.split, default=[], help=f"redact.{what}")
     parser.add_argument("--confidential", action="store_true", help="nothing of memory and registers")
+    parser.add_argument("--cache", metavar="DIR", default=FETCHED, type=os.path.abspath, help="debug files fetched")
     parser.add_argument("--core", metavar="CORE", required=True, help="the core")
     parser.add_argument("executable", metavar="EXECUTABLE", nargs="?", default="", help="the path of the executable")
     options = parser.parse_args(arguments)
@@ -149,6 +153,7 @@ def _report(options: argparse.Namespace) -> bytes:
                     max_bytes=_max_bytes(),
                     redaction=Redaction(options.redact_names, options.redact_values),
                     confidential=options.confidential,
+                    debug_directories=(DISTRIBUTED, options.cache),
                 ),
             )
     except BadInput as error:

@@ -35,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--debugger", metavar="NAME", default="gdb", help="another one; gdb unless told")
     parser.add_argument("--identity", metavar="FILE", help="the private key, of age or ssh, for an encrypted core")
+    parser.add_argument("--cache", metavar="DIR", default=debug_cache.PATH, help="debug files fetched (%(default)s)")
     parser.add_argument("--exe", metavar="FILE", help="the executable, where it is not where it was")
 
 
@@ -51,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     if exe is None:
         terminal.note(f"no executable {printable(victim['exe'] or '')} is there: no symbols; --exe FILE names another")
     os.set_inheritable(core_fd, True)
-    argv = _argv(debugger, exe, f"/proc/self/fd/{core_fd}", args.arguments)
+    argv = _argv(debugger, exe, f"/proc/self/fd/{core_fd}", args.arguments, args.cache)
     environment = {name: value for name, value in os.environ.items() if name not in ("DEBUGINFOD_URLS", "PAGER")}
     os.execve(debugger, argv, environment)
 
@@ -66,14 +67,14 @@ def _executable(path: str | None) -> str | None:
     return None
 
 
-def _argv(debugger: str, exe: str | None, core: str, arguments: list[str]) -> list[str]:
+def _argv(debugger: str, exe: str | None, core: str, arguments: list[str], cache: str) -> list[str]:
     """Return the debugger's command line. The core goes by its descriptor: the dump may move meanwhile."""
     name = os.path.basename(debugger)
     safe: list[str] = []
     if "gdb" in name:
         safe = ["-q", "-iex", "set auto-load off", "-iex", "set debuginfod enabled off"]
-        if os.path.isdir(f"{debug_cache.PATH}/.build-id"):  # `coresnap symbols fetch` has been at work
-            safe += ["-iex", f"set debug-file-directory {debug_cache.SYSTEM}:{debug_cache.PATH}"]
+        if os.path.isdir(f"{cache}/.build-id"):  # `coresnap symbols fetch` has been at work
+            safe += ["-iex", f"set debug-file-directory {debug_cache.SYSTEM}:{os.path.abspath(cache)}"]
         if os.geteuid() == 0:
             safe += ["-nh", "-iex", "set pagination off"]  # as root no user's .gdbinit, no pager
     return [name, *safe, *arguments, *([exe] if exe else []), "--core", core]

@@ -19,14 +19,17 @@ if TYPE_CHECKING:
 _BAD_INPUT = 65
 
 
-def take(dump: Dump, document: Record, settings: Settings) -> bytes:
+def take(dump: Dump, document: Record, settings: Settings, cache: str | None = None) -> bytes:
     """Have coresnap's own snapshot command make a report, within the limits of the settings. Raises Refused, BadInput, TryLater.
 
+    `cache` is where debug files have been fetched to, if not to where they are by default.
     It is a process of its own, as the stage's: it is the one that touches what crashed.
     """
     fds = [cores.plain_core(dump, document)]
     try:
         argv = [*program.argv_of("take_snapshot"), *settings.report_options(), f"--kv=coresnap.object:{dump.uuid}"]
+        if cache is not None:
+            argv.append(f"--cache={os.path.abspath(cache)}")
         if document["assets"]["size_bytes"] and dumps.ASSETS in dumps.names_of(dump):
             fds.append(dumps.opens_again(dumps.open_file(dump, dumps.ASSETS)))
             argv.append(f"--resource=/proc/self/fd/{fds[1]}")

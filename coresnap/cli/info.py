@@ -4,8 +4,9 @@
 Once there is a snapshot, the stacks follow: that of the thread that crashed, then the others, threads with equal stacks
 together. The rounds of a recursion are counted instead, unless --all is given.
 
---fresh makes a new report and shows that: after `coresnap symbols fetch` it has more names. The dump, and what has been
-delivered of it, stay as they are. The core is read with your rights, not in the sandbox of the service.
+--fresh makes a new report and shows that: after `coresnap symbols fetch` it has more names, and --cache is the directory
+that its --cache was. The dump, and what has been delivered of it, stay as they are. The core is read with your rights, not
+in the sandbox of the service.
 
 --html writes all of it to a new file instead, - is standard output: one page that needs nothing else, for a browser.
 
@@ -34,6 +35,7 @@ from coresnap.cli.served import ServedDump
 from coresnap.ground import settings
 from coresnap.ground.errors import CoresnapError, Refused, TryLater
 from coresnap.ground.text import human_bytes, human_duration, printable
+from coresnap.host import debug_cache
 from coresnap.snapshot.classify import MEANINGS
 from coresnap.spool import stages
 
@@ -74,6 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("dump", metavar="UUID", help="the dump, [STAGE/]BEGINNING-OF-UUID")
     parser.add_argument("--all", action="store_true", help="print every frame of the stacks")
     parser.add_argument("--fresh", action="store_true", help="make a new report, with the debug files of now")
+    parser.add_argument("--cache", metavar="DIR", help=f"with --fresh: debug files are here, not in {debug_cache.PATH}")
     output = parser.add_mutually_exclusive_group()
     output.add_argument("--html", metavar="FILE", help="write a page for a browser to this new file; - is stdout")
     output.add_argument("--json", action="store_true", help="print JSON")
@@ -81,11 +84,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
+    if args.cache is not None and not args.fresh:
+        terminal.note("info: --cache goes with --fresh")
+        return 2
     in_force = settings.load(args.settings)
     with dumps.open_to_read(in_force.dump_root) as spool, dumps.open_dump(spool, args.dump) as dump:
         document = dumps.load_record(dump)
         receipt = _json_object(dump, dumps.RECEIPT, _RECEIPT_MAX_BYTES)
-        report = reports.parse(fresh.take(dump, document, in_force)) if args.fresh else _report(dump)
+        report = reports.parse(fresh.take(dump, document, in_force, args.cache)) if args.fresh else _report(dump)
         files = sorted(dumps.names_of(dump))
     if args.json:
         whole = {"stage": dump.stage, "uuid": dump.uuid, "files": files, "record": document}

@@ -105,4 +105,5 @@ def _locate(core: Core, images: Images, listed: Modules, runtime: Runtime, addre
     """Look for lines of sources, and for Python's frames, where there is an interpreter that is the one in the core."""
     main = listed.find(core.notes.auxv.get(AT_ENTRY, 0))
     is_python = main is not None and runtime.lang == "python" and images.image(main).file is not None
-    return locate(core.memory.fd, addresses, python=main.path if main and is_python else "")
+    python = main.path if main and is_python else ""
+    return locate(core.memory.fd, addresses, python=python, debug_directories=images.debug_directories)

@@ -19,7 +19,8 @@ from coresnap.snapshot.core import Core, pread
 from coresnap.snapshot.modules import VDSO, Module
 
 #: Debug files of the distribution; those that `coresnap symbols fetch` has fetched.
-DEBUG_DIRECTORIES = ("/usr/lib/debug", "/var/cache/coresnap/debug")
+DISTRIBUTED, FETCHED = "/usr/lib/debug", "/var/cache/coresnap/debug"
+DEBUG_DIRECTORIES = (DISTRIBUTED, FETCHED)
 _FILES_OPEN_MAX = 512
 _PAGE_BYTES = 4096
 _DEBUGLINK_MAX_BYTES = 1 << 30
@@ -52,7 +53,7 @@ class Images:
         """`kept` is, by the modules' start, what archive kept of files that could not be reached later."""
         self._core = core
         self._kept = kept
-        self._directories = debug_directories
+        self.debug_directories = debug_directories
         self._root = root
         self._images: dict[int, Image] = {}
         self._fds: list[int] = []
@@ -146,7 +147,7 @@ class Images:
         result = []
         if module.build_id:
             tail = f".build-id/{module.build_id[:2]}/{module.build_id[2:]}.debug"
-            for directory in self._directories:
+            for directory in self.debug_directories:
                 fd = self._open(f"{self._root}{directory}/{tail}")
                 found = self._matching(module, partial(pread, fd), module.path) if fd is not None else None
                 if found:
@@ -161,7 +162,7 @@ class Images:
     def _by_debuglink(self, module: Module, name: str, crc: int) -> ElfFile | None:
         directory = os.path.dirname(module.path)
         own = (f"{directory}/{name}", f"{directory}/.debug/{name}")
-        for path in (*own, *(f"{root}{directory}/{name}" for root in self._directories)):
+        for path in (*own, *(f"{root}{directory}/{name}" for root in self.debug_directories)):
             fd = self._open(self._root + path)
             if fd is not None and path != module.path and _crc(fd) == crc:
                 try:

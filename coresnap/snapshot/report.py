@@ -20,7 +20,7 @@ from coresnap.snapshot.attributes import Scalar
 from coresnap.snapshot.core import Core
 from coresnap.snapshot.facts import annotations_of, attributes_of, missing_of
 from coresnap.snapshot.frames import TEXT_MAX, Naming, Place, Places
-from coresnap.snapshot.images import Images
+from coresnap.snapshot.images import DEBUG_DIRECTORIES, Images
 from coresnap.snapshot.modules import Module
 from coresnap.snapshot.notes import Thread
 from coresnap.snapshot.room import Room, array, encode, member, object_of
@@ -50,7 +50,8 @@ class Options(NamedTuple):
 
     `stack_bytes` is the memory around each stack pointer; `variables` are the names of the environment's that are allowed, *
     at the end for any rest; `kept` what archive kept of modules' files, by the modules' start. `redaction` takes secrets out of
-    texts; `confidential` leaves out what was in memory and registers altogether.
+    texts; `confidential` leaves out what was in memory and registers altogether. `debug_directories` are looked through for debug
+    files, in this order.
     """
 
     stack_bytes: int = 1024
@@ -59,6 +60,7 @@ class Options(NamedTuple):
     max_bytes: int = REPORT_MAX_BYTES
     redaction: Redaction = _NOTHING
     confidential: bool = False
+    debug_directories: tuple[str, ...] = DEBUG_DIRECTORIES
 
 
 _DEFAULT = Options()
@@ -82,7 +84,7 @@ def build(
     It has at most `max_bytes`, if these are 4 KiB or more. What there is no room for is left out, and said to be. `stack`,
     `names` and `places` take the place of the report's own ways to find them.
     """
-    images = Images(core, options.kept)
+    images = Images(core, options.kept, options.debug_directories)
     try:
         analysis = analyse(core, images, stack=stack, names=names, places=places)
         analysis = analysis._replace(message="" if options.confidential else options.redaction.text(analysis.message))

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import html.parser
 import json
+import os
 import re
 import stat
 import subprocess
@@ -14,9 +15,11 @@ from typing import Any
 import pytest
 
 from coresnap.cli import reports
+from coresnap.host import debug_cache
 from tests.crash import build, crash
 from tests.integration.test_cli import HOSTILE, A, B, coresnap, on_a_terminal
 from tests.support import errors, spools
+from tests.support.site import REPOSITORY
 from tests.support.spools import Made
 from tests.unit.test_snapshot import report_of
 
@@ -136,6 +139,26 @@ def test_a_new_report(made: Made, tmp_path: Path, *, is_compressed: bool) -> Non
     program.write_bytes(build("crash").read_bytes())
     assert " store (crash + " in coresnap(made, "info", A, "--fresh").stdout
     assert (directory / "snapshot").read_bytes() == stored
+
+
+def test_a_new_report_has_the_names_of_a_cache_of_ones_own(made: Made, tmp_path: Path) -> None:
+    """The debug files are where `coresnap symbols fetch --cache` has put them."""
+    program = tmp_path / "crash"
+    subprocess.run(["strip", "-o", program, build("crash")], check=True)
+    listing = subprocess.run(["readelf", "-n", program], capture_output=True, text=True, check=True).stdout
+    build_id = re.findall(r"Build ID: ([0-9a-f]+)", listing)[0]
+    kept = tmp_path / "cache" / debug_cache.name_of(build_id)
+    kept.parent.mkdir(parents=True)
+    subprocess.run(["objcopy", "--only-keep-debug", build("crash"), kept], check=True)
+    with crash([program, "segv", "2"]) as crashed:
+        data = crashed.core.read_bytes()
+    core = {"size_bytes": len(data), "disk_bytes": len(data), "compressed_bytes": None, "class": 64, "truncated": None}
+    spools.add(made, "committed", A, exe=str(program), core=core)
+    (made.path("committed", A) / "core").write_bytes(data)
+    assert " store (crash + " not in coresnap(made, "info", A, "--fresh").stdout
+    told = coresnap(made, "info", A, "--fresh", "--cache", os.path.relpath(tmp_path / "cache", REPOSITORY))
+    assert " store (crash + " in told.stdout, told.stderr
+    assert coresnap(made, "info", A, "--cache", str(tmp_path)).returncode == 2
 
 
 def test_no_new_report_of_what_is_no_core(made: Made) -> None:

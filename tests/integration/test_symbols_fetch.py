@@ -153,14 +153,13 @@ def test_a_debug_file_is_fetched_and_names_what_had_no_name(dump: _Dump, server:
     assert "there already" in again.stderr
 
 
-def test_the_debugger_finds_them(dump: _Dump, server: _Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_debugger_finds_them(dump: _Dump, server: _Server, tmp_path: Path) -> None:
     server.has(dump.build_id, dump.debug)
-    monkeypatch.setattr(debug_cache, "PATH", str(dump.cache))
     exe = json.loads((dump.path / "dump.json").read_text())["victim"]["exe"]
     (tmp_path / "core").write_bytes(kept_core(dump.path))
 
     def shown() -> str:
-        argv = debug._argv("/usr/bin/gdb", exe, str(tmp_path / "core"), ["-batch", "-ex", "bt"])
+        argv = debug._argv("/usr/bin/gdb", exe, str(tmp_path / "core"), ["-batch", "-ex", "bt"], str(dump.cache))
         return subprocess.run(argv, capture_output=True, text=True, check=True).stdout
 
     assert "deep (" not in shown()
