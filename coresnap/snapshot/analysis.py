@@ -80,6 +80,7 @@ def analyse(
     mark = fingerprint(
         signals.name(cause.number) if cause else "",
         named,
+        python=located.python.get(crashed.tid, ()),
         program=os.path.basename(main.path.removesuffix(" (deleted)")) if main else "",
         exception=said.exception,
         raised=crash.raised,

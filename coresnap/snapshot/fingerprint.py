@@ -8,6 +8,8 @@ itself. These do not count, since they vary where the bug is the same:
 * the C, C++ and Rust runtimes, which raise what the program brought about, and by different ways in different versions;
 * the handler of a signal that raises another one: what counts is where the first came;
 * how deep a recursion was, and the endings that compilers put to names;
+* by which of CPython's functions Python code was called: from its evaluator on outwards its frames do not count, and before
+  it only those that have a name and do not just call. Python's own functions count in their place, where they are known;
 * frames that were found by scanning the stack: they are no more than likely. Only where there is no other of the program
   itself, as in a C library without unwind tables, the innermost of them counts; and where there is none of these either, the
   program's name, lest the bugs of different programs be one.
@@ -22,7 +24,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from coresnap.snapshot.frames import Named
+from coresnap.snapshot.frames import Named, Place
+from coresnap.snapshot.runtimes import PYTHON
 from coresnap.snapshot.stacks import Found
 
 FUNCTIONS_MAX = 6
@@ -47,6 +50,13 @@ _RUNTIME_FUNCTIONS = re.compile(
     r"|_ZN(3std|4core|5alloc|\d+_\$LT\$(std|core|alloc)\.\.).*"
     r"|_R(N[A-Za-z]|[MXYI]|s[0-9A-Za-z]{0,6}_)*C(4core|3std|5alloc|7___rustc).*"
 )
+#: CPython's functions that run Python code, and those that call whatever is to be called.
+_PYTHON_EVALUATES = re.compile(r"_?PyEval_(Eval|Vector)\w*")
+_PYTHON_CALLS = re.compile(
+    r"_?Py(Object|Vectorcall|CFunction|Function|MethodDef)_(Raw)?(Fast)?(Call|Vectorcall|MakeTpCall)\w*"
+    r"|(cfunction|method|function|classmethoddescr|slot_tp|type|wrapper|instancemethod)_(vector)?call\w*"
+    r"|object_vacall|call_(function|method|unbound)\w*|vectorcall_\w+"
+)
 _ENDINGS = re.compile(r"(\.(isra|constprop|part|cold|lto_priv|llvm|localalias|clone|specialized|\d+)\b|@)[\w.@]*$")
 #: What differs between builds of one function of Rust's: the hash at its end, the number of each crate in it.
 _RUST_HASH = re.compile(r"17h[0-9a-f]{16}E$")
@@ -61,19 +71,26 @@ class Fingerprint(NamedTuple):
 
 
 def fingerprint(
-    signal: str, frames: Sequence[Named], *, program: str = "", exception: str = "", raised: bool, overflow: bool
+    signal: str,
+    frames: Sequence[Named],
+    *,
+    python: Sequence[Place] = (),
+    program: str = "",
+    exception: str = "",
+    raised: bool,
+    overflow: bool,
 ) -> Fingerprint:
-    """Return the fingerprint of a crash by the faulting thread's frames, innermost first.
+    """Return the fingerprint of a crash by the faulting thread's frames, innermost first; `python` are those of Python.
 
     `program` is the executable's name, as far as it is known. `raised` says that the signal was sent by a call, as abort does;
     `overflow` that the stack was full.
     """
     counted = _below_handler(frames) if raised else list(frames)
     sure = _sure(counted)
-    own = [name for name in map(_own, sure) if name] or [name for name in map(_own, counted) if name][:1]
+    own = _counting(sure, python) or _counting(counted)[:1]
     if not own:
         own = [*([f"program {program}"] if program else ()), *(name for name in map(_name, sure) if name)]
-    functions = _recursion(own) if overflow else []
+    functions = (_recursion(own) or _recursion([name for name in map(_own, sure) if name])) if overflow else []
     functions = functions or list(dict.fromkeys(own))[:FUNCTIONS_MAX]
     made_of = (signal, *((f"exception {exception}",) if exception else ()), *functions)
     return Fingerprint(hashlib.sha256("\n".join(made_of).encode("utf-8", "replace")).hexdigest(), made_of)
@@ -98,6 +115,37 @@ def _sure(frames: list[Named]) -> list[Named]:
         if index and named.frame.found == Found.SCAN:
             return frames[:index]
     return frames
+
+
+def _counting(frames: Sequence[Named], python: Sequence[Place] = ()) -> list[str]:
+    """Return what the frames count as that do. Where the program died counts always."""
+    known = [_python(place) for place in python if not place.path.startswith("<frozen ")]
+    names: list[str] = []
+    evaluated = False
+    for named in frames:
+        name = _own(named)
+        if not name:
+            continue
+        if not _is_of_python(named):
+            names.append(name)
+        elif not evaluated and _PYTHON_EVALUATES.fullmatch(name):
+            evaluated = True
+            names = [*names[: FUNCTIONS_MAX // 2], *known] if known else names or [name]
+        elif not names or (named.symbol and not evaluated and not _PYTHON_CALLS.fullmatch(name)):
+            names.append(name)
+    return names
+
+
+def _is_of_python(named: Named) -> bool:
+    """Say whether a frame is one of CPython's own."""
+    path = named.module.path if named.module else ""
+    return PYTHON.fullmatch(os.path.basename(path.removesuffix(" (deleted)"))) is not None
+
+
+def _python(place: Place) -> str:
+    """Return what a function of Python counts as; one without a name of its own, as a module's, with its file's."""
+    file = f"{os.path.basename(place.path)} " if place.function.startswith("<") else ""
+    return f"python {file}{place.function}"[:_FUNCTION_MAX]
 
 
 def _own(named: Named) -> str:

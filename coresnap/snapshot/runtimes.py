@@ -27,6 +27,8 @@ _GO_MAGIC = b"\xff Go buildinf:"
 _GO_INLINE, _GO_VERSION_AT = 2, 32
 _RUST = re.compile(rb"rustc version (\d[\w.+-]{0,40})")
 _DIGITS = r"(\d{1,3}(?:\.\d{1,3}){0,2})"
+#: The files that CPython is in, by their names.
+PYTHON = re.compile(rf"(?:lib)?python{_DIGITS}[dmtu]{{0,2}}(?:\.so[.\d]*)?")
 
 
 class Runtime(NamedTuple):
@@ -39,7 +41,7 @@ class Runtime(NamedTuple):
 
 #: By the names of files, of the executable first: what the runtime is called, and its language.
 _FILES = (
-    (re.compile(rf"(?:lib)?python{_DIGITS}[dmtu]{{0,2}}(?:\.so[.\d]*)?"), "CPython", "python"),
+    (PYTHON, "CPython", "python"),
     (re.compile(r"libjvm\.so"), "JVM", "java"),
     (re.compile(r"node(?:js)?|libnode\.so[.\d]*"), "Node.js", "nodejs"),
     (re.compile(r"libcoreclr\.so"), ".NET", "csharp"),

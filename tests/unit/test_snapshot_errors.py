@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from coresnap.snapshot import lines
 from coresnap.snapshot.classify import KINDS
 from coresnap.snapshot.stacks import End, Found
 from tests.crash import REPOSITORY
@@ -370,6 +371,85 @@ def test_rebuilt_rust_has_the_same_fingerprint(tmp_path: Path, rs: Path) -> None
     more = errors.compiled(tmp_path, "errors.rs", "-Copt-level=1", "-Cmetadata=x", before="// a line\n")
     found = [errors.report(program, "said") for program in (rs, more)]
     assert len(_marks(found)) == 1, [one["annotations"]["fingerprint"] for one in found]
+
+
+_FAULTY = """
+#include <Python.h>
+static __attribute__((noipa)) int follow(volatile int *at) { return *at; }
+static __attribute__((noipa)) int overwrite(volatile int *at) { return *at = 1; }
+static PyObject *read_null(PyObject *self, PyObject *none) { return PyLong_FromLong(follow((int *)8) + 1); }
+static PyObject *write_null(PyObject *self, PyObject *none) { return PyLong_FromLong(overwrite((int *)8) + 1); }
+static PyMethodDef methods[] = {{"read", read_null, METH_NOARGS, 0}, {"write", write_null, METH_NOARGS, 0}, {0}};
+static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "faulty", 0, -1, methods};
+PyMODINIT_FUNC PyInit_faulty(void) { return PyModule_Create(&module); }
+"""
+_PYTHON = """
+import sys, functools, threading, faulty
+def inner(*_): faulty.read()
+def other(*_): faulty.write()
+def again(*_): faulty.read()
+def deep(n): return list(map(deep, [n - 1])) if n else inner()
+class New:
+    def __init__(self): inner()
+exec(sys.argv[1])
+"""
+
+
+@pytest.fixture(scope="module")
+def faulty(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a Python program that runs its argument, beside an extension that has two bugs."""
+    directory = tmp_path_factory.mktemp("faulty")
+    (directory / "it.py").write_text(_PYTHON)
+    (directory / "faulty.c").write_text(_FAULTY)
+    flags = subprocess.run(["/usr/bin/python3-config", "--includes"], capture_output=True, text=True, check=False)
+    argv: list[str | Path] = [
+        "gcc",
+        "-O1",
+        "-w",
+        "-shared",
+        "-fPIC",
+        *flags.stdout.split(),
+        "-o",
+        directory / "faulty.so",
+    ]
+    if flags.returncode or subprocess.run([*argv, directory / "faulty.c"], check=False).returncode:
+        pytest.skip("python3-dev is not installed")
+    return directory / "it.py"
+
+
+def _of_python(faulty: Path, *codes: str) -> list[dict[str, Any]]:
+    return [errors.report(Path(os.path.realpath("/usr/bin/python3")), str(faulty), code) for code in codes]
+
+
+def test_how_an_interpreter_came_to_call_does_not_count(faulty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lines, "is_installed", lambda _package: False)
+    ways = ("inner()", "list(map(inner, [1]))", "sorted([1, 2], key=inner)", "functools.partial(inner)()", "New()")
+    found = _of_python(faulty, *ways, "deep(3)", "deep(9)", "threading.Thread(target=inner).start()")
+    made_of = [one["annotations"]["fingerprint"] for one in found]
+    assert made_of == [["SIGSEGV", "follow", "read_null"]] * len(found)
+    assert _marks(found).isdisjoint(_marks(_of_python(faulty, "other()")))
+
+
+def test_where_the_interpreter_itself_died_counts(faulty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lines, "is_installed", lambda _package: False)
+    ways = ("import os; os.abort()", "import os; list(map(lambda _: os.abort(), [1]))")
+    given_up = _of_python(faulty, *ways)
+    [made_of] = {tuple(one["annotations"]["fingerprint"]) for one in given_up}
+    assert made_of[0] == "SIGABRT"
+    assert made_of[1].startswith(("python3", "libpython3", "os_abort"))
+
+
+def test_functions_of_python_count_in_place_of_its_interpreters(faulty: Path) -> None:
+    if not lines.is_installed(lines.PYSTACK):
+        pytest.skip("pystack is not installed for this interpreter")
+    ways = ("inner()", "list(map(inner, [1]))", "sorted([1, 2], key=inner)")
+    found = _of_python(faulty, *ways, "again()", "other()", "deep(3)", "deep(9)")
+    made_of = [one["annotations"]["fingerprint"] for one in found]
+    outer = ["python <string> <module>", "python it.py <module>"]
+    assert made_of[:3] == [["SIGSEGV", "follow", "read_null", "python inner", *outer]] * 3
+    assert made_of[3] == ["SIGSEGV", "follow", "read_null", "python again", *outer]
+    assert made_of[4] == ["SIGSEGV", "overwrite", "write_null", "python other", *outer]
+    assert made_of[5] == made_of[6] == ["SIGSEGV", "follow", "read_null", "python inner", "python deep", *outer]
 
 
 def test_a_program_built_by_another_name_is_no_other_bug(tmp_path: Path, c: Path) -> None:
