@@ -92,6 +92,8 @@ def test_what_a_handler_returns_to_is_one() -> None:
         (0x50, 0x100, True, True),  # an indirect call
         (0x72, 0x110, True, True),  # through the procedure linkage table
         (0x72, 0xF0, True, False),
+        (0x95, 0x110, True, False),  # through an entry of it that has never been used
+        (0x95, 0x110, False, True),
     ],
 )
 def test_where_a_call_leads(place: int, callee: int, strictly: bool, believed: bool) -> None:
@@ -101,7 +103,9 @@ def test_where_a_call_leads(place: int, callee: int, strictly: bool, believed: b
     text[0x4E:0x50] = b"\xff\xd0"
     text[0x72 - 5 : 0x72] = b"\xe8" + struct.pack("<i", 0x80 - 0x72)
     text[0x80:0x8A] = b"\xf3\x0f\x1e\xfa\xff\x25" + struct.pack("<i", 0x80000 - (_TEXT + 0x8A))
-    code = _code(bytes(text), data=struct.pack("<Q", _TEXT + 0x100))
+    text[0x95 - 5 : 0x95] = b"\xe8" + struct.pack("<i", 0xA0 - 0x95)
+    text[0xA0:0xA6] = b"\xff\x25" + struct.pack("<i", 0x80008 - (_TEXT + 0xA6))
+    code = _code(bytes(text), data=struct.pack("<QQ", _TEXT + 0x100, _TEXT + 0xA6))
     assert code.may_have_called(_TEXT + place, _TEXT + callee, strictly=strictly) == believed
 
 

@@ -12,6 +12,7 @@ from coresnap.snapshot.core import Memory
 from coresnap.snapshot.images import Images
 from coresnap.snapshot.modules import Modules
 from coresnap.snapshot.unwind.encoding import MASK
+from coresnap.snapshot.unwind.functions import Functions
 from coresnap.snapshot.unwind.tables import loaded
 
 _KNOWN_MAX = 65536
@@ -40,6 +41,7 @@ class Code:
         self._images = images
         self._sigreturn = sigreturn
         self._returns: dict[int, bool] = {}
+        self._functions = Functions(modules, images, self.read)
 
     def is_executable(self, address: int) -> bool:
         """Say whether an address lies in an executable mapping."""
@@ -116,13 +118,21 @@ class Code:
         target = self._target(address)
         if target is None:
             return not (strictly and self.may_be_function(address))
+        if not target:
+            return False
         if not self.is_executable(callee):
             return True
+        leads = self._functions.leads(target, callee)
+        if leads is not None:
+            return leads
         within = self._modules.find(target) is self._modules.find(callee)
         return within and 0 <= callee - target < _FUNCTION_MAX_BYTES
 
     def _target(self, address: int) -> int | None:
-        """Return where a direct call before an address leads, through the procedure linkage table, too."""
+        """Return where a direct call before an address leads, through the procedure linkage table, too; 0 where it never has led.
+
+        None where that is not known, as of an indirect call.
+        """
         call = self.read(address - 5, 5)
         if len(call) < 5 or call[0] != _CALL:
             return None
@@ -134,7 +144,10 @@ class Code:
             return int(target)
         displacement: int = struct.unpack_from("<i", entry, start + 2)[0]
         word = self._memory.read(target + start + 6 + displacement & MASK, 8)
-        return int.from_bytes(word, "little") if len(word) == 8 else None
+        if len(word) < 8:
+            return None
+        to = int.from_bytes(word, "little")
+        return 0 if to == target + start + 6 else to  # an entry that leads on to itself has not been used so far
 
     def _follows_call(self, address: int) -> bool:
         data = self.read(address - _CALL_MAX_BYTES & MASK, _CALL_MAX_BYTES)
