@@ -39,8 +39,8 @@ ENVIRONMENT
     LANG=C.UTF-8 and, where defaults.command is set, BACKTRACE_DEFAULTS: nothing else is in its environment.
 
 EXIT STATUS
-    0 the report is written; 65 the core is damaged, not there, or of a kind that is not supported; 75 the core cannot be
-    read for now, or the report cannot be written; 2 usage.
+    0 the report is written; 65 the core is damaged, or of a kind that is not supported; 66 it is not there, or may not be
+    read; 75 it cannot be read for now, or the report cannot be written; 2 usage.
 
 EXAMPLE
     coresnap-snapshot -o - --core core.1234 /usr/bin/myserver
@@ -64,7 +64,7 @@ from contextlib import ExitStack
 
 from coresnap.ground import program
 from coresnap.ground.elf_file import Pread
-from coresnap.ground.errors import BadInput, TryLater
+from coresnap.ground.errors import BadInput, NoInput, TryLater
 from coresnap.ground.redact import Redaction
 from coresnap.ground.text import printable
 from coresnap.snapshot.asset import kept_modules, read_asset
@@ -78,7 +78,9 @@ _DEFAULTS_MAX = 64 << 10
 _KEY_MAX = 256
 _VALUE_MAX = 4096
 #: Errors of a path; whatever else keeps a core from being read, as EIO, may pass.
-_NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO)
+_NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO, errno.EACCES, errno.EPERM)
+_FILES = {stat.S_IFDIR: "a directory", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}
+_FILES |= {stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -159,16 +161,20 @@ def _report(options: argparse.Namespace) -> bytes:
     except BadInput as error:
         raise BadInput(f"{name}: {error}", hint=error.hint) from error
     except OSError as error:
-        kind = BadInput if error.errno in _NO_FILE else TryLater
+        kind = NoInput if error.errno in _NO_FILE else TryLater
         raise kind(f"{name}: {error.strerror}") from error
 
 
 def _open(path: str) -> int:
-    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a FIFO does not hold us
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
+    mode = os.stat(path).st_mode
+    if stat.S_ISREG(mode):
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # nothing that it has become holds us
+        mode = os.fstat(fd).st_mode
+        if stat.S_ISREG(mode):
+            return fd
         os.close(fd)
-        raise BadInput("not a regular file", hint="write the core to a file; only `archive` reads a stream")
-    return fd
+    what = _FILES.get(stat.S_IFMT(mode), "something else")
+    raise BadInput(f"{what}, not a regular file", hint="write the core to a file; only `archive` reads a stream")
 
 
 def _max_bytes() -> int:

@@ -49,7 +49,7 @@ examples:
   coresnap retry --all-failed       give what has failed another chance
 
 exit status:
-  0 done   2 usage   65 bad input   69 refused, or not there   75 try again later   78 configuration
+  0 done   2 usage   65 bad input   66 no such file   69 refused, or no such dump   75 try again later   78 configuration
 """
 
 

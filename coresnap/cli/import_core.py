@@ -7,8 +7,8 @@ examples:
   coresnap import core.4711
   coresnap import --exe /usr/bin/vim.basic /var/tmp/core*
 
-Exit status 65: a file is no core, or is cut within its notes; 75: there is no room for it. The others are taken all the
-same.
+Exit status 65: a file is no core, or is cut within its notes; 66: it is not there, or you may not read it; 75: there is no
+room for it. The others are taken all the same.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from coresnap.capture.victim import Victim
 from coresnap.cli import dumps, terminal, words
 from coresnap.cli.terminal import Progress
 from coresnap.ground import elf, settings
-from coresnap.ground.errors import BadInput, CoresnapError
+from coresnap.ground.errors import BadInput, CoresnapError, NoInput
 from coresnap.ground.flat import ArchiveSettings
 from coresnap.ground.log import Log
 
@@ -71,7 +71,7 @@ def _import(path: str, exe: str | None, archive_settings: ArchiveSettings) -> Ou
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
-        raise BadInput(f"{path}: {error.strerror}") from error
+        raise NoInput(f"{path}: {error.strerror}") from error
     try:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):

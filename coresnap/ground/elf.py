@@ -35,6 +35,18 @@ PN_XNUM = 0xFFFF  #: e_phnum, where there are as many program headers or more
 _CHUNK_SEGMENTS = 4096
 _WINDOW_BYTES = 1 << 20
 _KINDS = {1: "an object file", 2: "an executable", 3: "an executable or a library"}
+#: What may be taken for a core, by its first bytes.
+_OTHERS = {
+    b"\x1f\x8b": "compressed by gzip",
+    b"\x28\xb5\x2f\xfd": "compressed by zstd",
+    b"\xfd7zXZ": "compressed by xz",
+    b"BZh": "compressed by bzip2",
+    b"\x04\x22\x4d\x18": "compressed by lz4",
+    b"age-encryption.org/": "encrypted by age",
+    b"KDUMP ": "a dump of a kernel",
+    b"DISKDUMP": "a dump of a kernel",
+    b"makedumpfile": "a dump of a kernel",
+}
 
 
 class Segment:
@@ -79,10 +91,13 @@ class CoreHeader:
 def looks_like_core(first: bytes) -> str:
     """Return why these first bytes of a stream are not those of a core; nothing where they are."""
     if first[:4] != b"\x7fELF":
-        return "not ELF" if len(first) >= 4 else f"not ELF, {len(first)} bytes"
+        what = [": " + what for magic, what in _OTHERS.items() if first.startswith(magic)]
+        return "".join(["not ELF", *what]) if len(first) >= 4 else f"not ELF, {len(first)} bytes"
     if len(first) < 18 or first[4] not in (1, 2) or first[5] not in (1, 2):
         return "ELF of no known class or byte order"
     kind = struct.unpack_from("<H" if first[5] == 1 else ">H", first, 16)[0]
+    if kind == ET_CORE << 8:
+        return "ELF of another byte order than it says"
     return "" if kind == ET_CORE else f"{_KINDS.get(kind, f'ELF of type {kind}')}, not a core"
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The tree of errors. Library code raises; one place in each program turns an error into a line and an exit status.
 
-The exit statuses are those of sysexits.h(3head): 65 bad input, 69 refused, 75 try later, 78 configuration.
+The exit statuses are those of sysexits.h(3head): 65 bad input, 66 none, 69 refused, 75 try later, 78 configuration.
 """
 
 
@@ -23,6 +23,12 @@ class BadInput(CoresnapError):
     """Bytes from outside (a core, a record, an answer) are not what they must be. EX_DATAERR."""
 
     exit_status = 65
+
+
+class NoInput(BadInput):
+    """A file that was named is not there, or may not be read. EX_NOINPUT."""
+
+    exit_status = 66
 
 
 class Refused(CoresnapError):

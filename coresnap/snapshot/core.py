@@ -6,6 +6,7 @@ from __future__ import annotations
 import bisect
 import operator
 import os
+import struct
 from array import array
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -18,7 +19,13 @@ from coresnap.snapshot.notes import Machine, Notes
 _READ_MAX_BYTES = 16 << 20
 _PIECES_MAX = 64
 _ADDRESS_MAX = (1 << 64) - 1
-_HINT = "gdb reads this one; the core is kept"
+_HINT = "a gdb of that machine may read it"
+_MACHINES = {2: "sparc", 3: "i386", 8: "mips", 20: "powerpc", 21: "powerpc64", 22: "s390", 40: "arm", 243: "riscv"}
+_MACHINES |= {43: "sparc64", 62: "x86-64", 183: "aarch64", 258: "loongarch"}
+#: What machines of 64 bits are called where pointers have 32 of them.
+_NARROW = {62: " (x32)", 183: " (ilp32)"}
+#: Who writes cores of what is no process, by the names of their notes.
+_OF_NO_PROCESS = {"VMCOREINFO": "a kernel", "QEMU": "a virtual machine", "VBCORE": "a virtual machine"}
 
 
 class Memory:
@@ -111,32 +118,52 @@ def pread(fd: int, count: int, offset: int) -> bytes:
     return os.pread(fd, count, offset) if count > 0 and offset + count < 1 << 63 else b""
 
 
+def _check_kind(head: bytes) -> None:
+    """Raise BadInput by the first bytes of a core that is not of 64 bits, little-endian, of a machine that is known."""
+    is_wide, order = head[4] == 2, "<" if head[5] == 1 else ">"
+    (number,) = struct.unpack_from(order + "H", head, 18) if len(head) >= 20 else (0,)
+    if is_wide and order == "<" and number in notes.MACHINES:
+        return
+    machine = _MACHINES.get(number, f"ELF machine {number}")
+    what = f"64-bit, of {machine}" if is_wide else f"32-bit, of {machine}{_NARROW.get(number, '')}"
+    order = ", big-endian" if order == ">" else ""
+    raise BadInput(f"core: {what}{order}: only 64-bit ones of x86-64 and aarch64 are read", hint=_HINT)
+
+
+def _check_process(read_at: elf.Pread, header: elf.CoreHeader) -> None:
+    """Raise BadInput where a core without what each process has is of something else."""
+    data = read_at(min(header.notes_end - header.notes_offset, elf.NOTE_MAX_BYTES), header.notes_offset)
+    for name, _kind, _at, _size in elf.iter_notes(data):
+        if name in _OF_NO_PROCESS:
+            raise BadInput(f"core: of {_OF_NO_PROCESS[name]}, not of a process", hint="crash(8) and drgn read it")
+
+
 def open_core(fd: int) -> Core:
     """Read the core at `fd`. Raises BadInput where not even its notes can be read, or it is of another machine."""
 
     def read_at(count: int, offset: int) -> bytes:
         return pread(fd, count, offset)
 
+    head = read_at(64, 0)
+    if not elf.looks_like_core(head):
+        _check_kind(head)  # first of all: the rest may be anywhere in another one
     header = elf.read_core(read_at)
-    if header.elf_class != 64:
-        raise BadInput("32-bit core: only 64-bit ones, of x86-64 and aarch64, are read", hint=_HINT)
-    machine = notes.MACHINES.get(header.machine)
-    if machine is None or header.order != "<":
-        order = "little-endian" if header.order == "<" else "big-endian"
-        raise BadInput(
-            f"core of ELF machine {header.machine}, {order}: only those of x86-64 and aarch64 are read", hint=_HINT
-        )
+    machine = notes.MACHINES[header.machine]
     if not header.notes_end:
         raise BadInput("core: no segment of notes", hint="it is damaged, or no core of a Linux process")
     memory = Memory(fd)
     memory.load(elf.segments(read_at, header))
     found = notes.read(read_at, header, machine)
     status = os.fstat(fd)
+    if not found.auxv:
+        _check_process(read_at, header)
     if not found.threads:
         where = f"its notes, at {header.notes_offset} to {header.notes_end}, tell of no thread"
         cut = status.st_size < header.notes_end
         hint = f"it is cut at {status.st_size}" if cut else "it is damaged, or no core of a Linux process"
         raise BadInput(f"core: {where}", hint=hint)
+    for version in {head[6], *struct.unpack_from("<I", head, 20)} - {1}:
+        found.missing.append(f"the core: ELF of version {version}, read as version 1")
     return Core(
         machine=machine,
         notes=found,

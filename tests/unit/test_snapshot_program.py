@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import socket
 import struct
 import subprocess
 import sys
@@ -84,6 +85,22 @@ def test_an_asset_that_cannot_be_read_is_said(core: Path, tmp_path: Path) -> Non
         assert says in missing
 
 
+def _patched(at: int, value: bytes) -> bytes:
+    data = bytearray(cores.core(cores.prstatus(1)))
+    data[at : at + len(value)] = value
+    return bytes(data)
+
+
+_VMCOREINFO = cores.note(0, b"OSRELEASE=6.1.0\n", name=b"VMCOREINFO")
+
+
+@pytest.mark.parametrize("at", [6, 20])
+def test_a_core_of_another_version_of_elf_is_read_as_far_as_it_can_be(tmp_path: Path, at: int) -> None:
+    (tmp_path / "core").write_bytes(_patched(at, b"\x09"))
+    report = _report(run("-o-", "--core", tmp_path / "core"))
+    assert "the core: ELF of version 9, read as version 1" in report["annotations"]["missing"]
+
+
 @pytest.mark.parametrize(
     ("data", "says"),
     [
@@ -92,10 +109,26 @@ def test_an_asset_that_cannot_be_read_is_said(core: Path, tmp_path: Path) -> Non
         (Path("/bin/true").read_bytes(), "core: an executable or a library, not a core"),
         (
             cores.core(cores.prstatus(1), elf_class=32, machine=3),
-            "32-bit core: only 64-bit ones, of x86-64 and aarch64, are read: gdb reads this one; the core is kept",
+            "core: 32-bit, of i386: only 64-bit ones of x86-64 and aarch64 are read: a gdb of that machine may read it",
         ),
-        (cores.core(cores.prstatus(1), machine=243), "core of ELF machine 243, little-endian: only those of x86-64"),
-        (cores.core(cores.prstatus(1, order=">"), order=">"), "core of ELF machine 62, big-endian: only those of"),
+        (cores.core(cores.prstatus(1), elf_class=32, machine=62), "core: 32-bit, of x86-64 (x32): only 64-bit ones"),
+        (_patched(4, b"\1"), "core: 32-bit, of x86-64 (x32): only 64-bit ones"),
+        (
+            cores.core(cores.prstatus(1), elf_class=32, machine=183),
+            "core: 32-bit, of aarch64 (ilp32): only 64-bit ones",
+        ),
+        (cores.core(cores.prstatus(1), machine=3), "core: 64-bit, of i386: only 64-bit ones of x86-64 and aarch64"),
+        (cores.core(cores.prstatus(1), machine=243), "core: 64-bit, of riscv: only 64-bit ones of x86-64"),
+        (cores.core(cores.prstatus(1), machine=9999), "core: 64-bit, of ELF machine 9999: only 64-bit ones of x86-64"),
+        (cores.core(cores.prstatus(1, order=">"), order=">"), "core: 64-bit, of x86-64, big-endian: only 64-bit ones"),
+        (_patched(5, b"\2"), "core: ELF of another byte order than it says"),
+        (_patched(5, b"\7"), "core: ELF of no known class or byte order"),
+        (b"\x1f\x8b\x08" + bytes(100), "core: not ELF: compressed by gzip"),
+        (b"\x28\xb5\x2f\xfd" + bytes(100), "core: not ELF: compressed by zstd"),
+        (b"age-encryption.org/v1\n" + bytes(100), "core: not ELF: encrypted by age"),
+        (b"KDUMP   " + bytes(100), "core: not ELF: a dump of a kernel"),
+        (cores.core(_VMCOREINFO), "core: of a kernel, not of a process: crash(8) and drgn read it"),
+        (cores.core(cores.prstatus(0) + _VMCOREINFO), "core: of a kernel, not of a process: crash(8) and drgn read it"),
         (
             cores.core(b"").replace(b"\4\0\0\0" + bytes(4) + b"x", bytes(8) + b"x"),
             "core: no segment of notes: it is damaged, or no core of a Linux process",
@@ -118,11 +151,32 @@ def test_bad_cores_are_refused_in_a_line(tmp_path: Path, data: bytes, says: str)
 
 def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
-    for name, says in (("fifo", "not a regular file"), (".", "not a regular file"), ("no\nsuch", "No such file")):
+    (tmp_path / "loop").symlink_to("loop")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "socket"))
+    for name, status, says in (
+        ("fifo", 65, "a FIFO, not a regular file: write the core to a file"),
+        (".", 65, "a directory, not a regular file"),
+        ("socket", 65, "a socket, not a regular file"),
+        ("/dev/null", 65, "a device, not a regular file"),
+        ("no\nsuch", 66, "No such file"),
+        ("fifo/x", 66, "Not a directory"),
+        ("loop", 66, "Too many levels of symbolic links"),
+    ):
         done = run("-o-", "--core", tmp_path / name)
-        assert done.returncode == 65
-        assert says in done.stderr.decode()
+        assert (done.returncode, says in done.stderr.decode()) == (status, True), done.stderr
         assert done.stderr.count(b"\n") == 1
+
+
+def test_what_may_not_be_read_is_refused(core: Path) -> None:
+    if os.geteuid():
+        pytest.skip("only root may become somebody else")
+    core.chmod(0)
+    nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+    argv = [*nobody, sys.executable, "-IS", _PROGRAM, "-o-", "--core", str(core)]
+    done = subprocess.run(argv, capture_output=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr.count(b"\n")) == (66, b"", 1)
+    assert b"Permission denied" in done.stderr
 
 
 def test_a_core_that_cannot_be_read_for_now(core: Path, capsys: pytest.CaptureFixture[str]) -> None:
