@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 #: What is cut off a core that filled the disk, so that its record finds room.
 _ROOM_BYTES = 1 << 20
 _TEXT_MAX = 8192
+_INEXACT = "another process has the lock of reservations, and may have been stopped: what fills the spool is not counted exactly"
 
 
 @dataclass(frozen=True)
@@ -124,6 +125,8 @@ def _keep(capture: Capture) -> str:
     record.store(dump, document, *capture.settings.owner())
     if capture.reservation is not None:
         capture.reservation.close(dump.disk_bytes())
+        if not capture.reservation.exact:
+            capture.detail = _INEXACT
         capture.reservation = None
     capture.spool.move(dump, stages.PENDING)
     return reason

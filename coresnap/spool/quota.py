@@ -6,7 +6,9 @@ dumps hold on disk; each further entry is a live capture's: what of its reservat
 written, which is in the file system but not yet in that count. A capture owns an entry as long as
 it holds the record lock of the byte with its number, so a reservation ends with its capture, however that ends. Whoever
 takes or raises a reservation does so under the lock of the byte behind the table; a capture lowers its own entry
-freely, and only after the bytes are in the file system: between the two they count twice, never not at all.
+freely, and only after the bytes are in the file system: between the two they count twice, never not at all. That lock is waited
+for a few seconds: who has it for longer has been stopped, and no process is held for that. Without it two captures may find
+the same room, and a count be lost until purge counts anew; no entry is ever two captures'.
 
 The locks are those of open file descriptions, fcntl(2): one process may have several captures that are not finished yet.
 
@@ -17,6 +19,7 @@ import errno
 import fcntl
 import os
 import struct
+import time
 
 from coresnap.ground.errors import TryLater
 
@@ -29,6 +32,7 @@ STEP_BYTES = 64 << 20
 _MUTEX = ENTRIES
 _ENTRY = struct.Struct("<QQ")
 _TABLE_BYTES = ENTRIES * _ENTRY.size
+_LOCK_SECONDS, _PAUSE_SECONDS, _PAUSE_MOST_SECONDS = 3.0, 0.001, 0.03
 #: struct flock: type, whence, start, length, pid.
 _FLOCK = struct.Struct("@hhqqi4x")
 
@@ -38,9 +42,12 @@ class QuotaExceeded(TryLater):
 
 
 class Reservation:
-    """The room that one capture has left. Close it when its bytes are on disk."""
+    """The room that one capture has left. Close it when its bytes are on disk.
 
-    __slots__ = ("_ceiling_bytes", "_entry", "_fd", "_percent", "_root_fd", "left_bytes", "written_bytes")
+    It is `exact` unless the table's lock was not to be had, which is waited for once.
+    """
+
+    __slots__ = ("_ceiling_bytes", "_entry", "_fd", "_percent", "_root_fd", "exact", "left_bytes", "written_bytes")
 
     def __init__(self, spool: "Spool", quota_percent: int, ceiling_bytes: int, need_bytes: int) -> None:
         """Reserve `need_bytes`. Raises QuotaExceeded."""
@@ -48,6 +55,7 @@ class Reservation:
         self._percent = quota_percent
         self._ceiling_bytes = ceiling_bytes
         self._entry = 0
+        self.exact = True
         self.left_bytes = self.written_bytes = 0
         self._fd = open_table(spool)
         try:
@@ -58,7 +66,7 @@ class Reservation:
 
     def grow(self, more_bytes: int) -> None:
         """Raise the reservation. Raises QuotaExceeded, or OSError where the disk is full, and then nothing is changed."""
-        _set_lock(self._fd, fcntl.F_OFD_SETLKW, fcntl.F_WRLCK, _MUTEX)
+        self._lock_table()
         try:
             table = read_table(self._fd)
             left_bytes, written_bytes = self._outstanding(table)
@@ -67,6 +75,10 @@ class Reservation:
         finally:
             _set_lock(self._fd, fcntl.F_OFD_SETLK, fcntl.F_UNLCK, _MUTEX)
 
+    def _lock_table(self) -> None:
+        if not _lock_table(self._fd, _LOCK_SECONDS if self.exact else 0):
+            self.exact = False
+
     def _outstanding(self, table: "list[tuple[int, int]]") -> "tuple[int, int]":
         """Sum what live captures have left and have written, clear what dead ones left behind, and find an entry."""
         left_bytes = written_bytes = 0
@@ -74,7 +86,7 @@ class Reservation:
             if number >= len(table) and self._entry:
                 break
             used = number < len(table) and any(table[number])
-            if number != self._entry and (used or not self._entry) and self._lock(number):
+            if number != self._entry and (used or not self._entry) and _try_lock(self._fd, number):
                 if used:
                     os.pwrite(self._fd, _ENTRY.pack(0, 0), number * _ENTRY.size)
                 if self._entry:
@@ -87,13 +99,6 @@ class Reservation:
         if not self._entry:
             raise QuotaExceeded(f"{ENTRIES - 1} captures at once")
         return left_bytes, written_bytes
-
-    def _lock(self, number: int) -> bool:
-        try:
-            _set_lock(self._fd, fcntl.F_OFD_SETLK, fcntl.F_WRLCK, number)
-        except (BlockingIOError, PermissionError):
-            return False
-        return True
 
     def _check(self, used_bytes: int, wanted_bytes: int) -> None:
         check_free(os.fstatvfs(self._root_fd), self._percent, wanted_bytes)
@@ -125,7 +130,8 @@ class Reservation:
     def close(self, kept_bytes: int = 0) -> None:
         """End the reservation; `kept_bytes` on disk now belong to the spool."""
         if kept_bytes:
-            add_used(self._fd, kept_bytes)
+            self._lock_table()
+            _add_used(self._fd, kept_bytes)
         self.written_bytes = 0
         self._put(0)
         _set_lock(self._fd, fcntl.F_OFD_SETLK, fcntl.F_UNLCK, self._entry)  # a child may have the descriptor, too
@@ -135,6 +141,25 @@ class Reservation:
 def _set_lock(fd: int, command: int, kind: int, number: int) -> None:
     """Lock one byte of the table, or unlock it. Raises OSError."""
     fcntl.fcntl(fd, command, _FLOCK.pack(kind, os.SEEK_SET, number, 1, 0))
+
+
+def _try_lock(fd: int, number: int) -> bool:
+    try:
+        _set_lock(fd, fcntl.F_OFD_SETLK, fcntl.F_WRLCK, number)
+    except (BlockingIOError, PermissionError):
+        return False
+    return True
+
+
+def _lock_table(fd: int, seconds: float) -> bool:
+    """Wait for so long until nobody else counts; say whether that came to be."""
+    end, pause_seconds = time.monotonic() + seconds, _PAUSE_SECONDS
+    while not _try_lock(fd, _MUTEX):
+        if time.monotonic() >= end:
+            return False
+        time.sleep(pause_seconds)
+        pause_seconds = min(2 * pause_seconds, _PAUSE_MOST_SECONDS)
+    return True
 
 
 def check_free(disk: os.statvfs_result, percent: int, wanted_bytes: int) -> None:
@@ -185,7 +210,12 @@ def has_room(fd: int, quota_percent: int, more_bytes: int) -> bool:
 
 def add_used(fd: int, more_bytes: int) -> None:
     """Add to the count of bytes that the spool holds; a negative number takes off."""
-    _set_lock(fd, fcntl.F_OFD_SETLKW, fcntl.F_WRLCK, _MUTEX)
+    _lock_table(fd, _LOCK_SECONDS)
+    _add_used(fd, more_bytes)
+
+
+def _add_used(fd: int, more_bytes: int) -> None:
+    """Do so, and unlock the table."""
     try:
         used_bytes = _ENTRY.unpack(os.pread(fd, _ENTRY.size, 0))[0]
         os.pwrite(fd, _ENTRY.pack(max(0, used_bytes + more_bytes), 0), 0)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from coresnap.ground import elf
+from coresnap.spool.quota import ENTRIES
 from tests.crash import build, crash
 from tests.support.site import ARCHIVE, Site, assert_whole
 
@@ -102,6 +104,19 @@ def test_mode_and_owner(tmp_path: Path, real_core: Path) -> None:
         assert file.stat().st_mode & 0o777 == 0o640, file
         if owner:
             assert (file.owner(), file.group()) == ("nobody", "nogroup")
+
+
+def test_who_is_stopped_while_counting_holds_no_process(site: Site, real_core: Path) -> None:
+    """The core is kept, without the lock of the table of reservations, and that is said once."""
+    site.archive(real_core).check_returncode()
+    with (site.root / "reservations").open("r+b") as table:
+        fcntl.lockf(table, fcntl.LOCK_EX, 1, ENTRIES)
+        done = site.archive(real_core)
+    assert done.returncode == 0, done
+    archived, warned = done.stderr.splitlines()
+    assert "archived in" in archived
+    assert "reservations" in warned
+    assert site.stages() == ["pending", "pending"]
 
 
 def test_the_kernels_empty_arguments_are_no_error(site: Site, real_core: Path) -> None:

@@ -39,7 +39,7 @@ for uuid in os.listdir(root + "/committed"):
     os.unlink("/root/core")
 print(json.dumps(found))
 """
-#: Holds the lock that every capture needs before its first byte.
+#: Holds the lock that every capture waits for, for a few seconds, before its first byte.
 _HOLD = """
 import fcntl, os, signal, sys
 fd = os.open(sys.argv[1] + "/reservations", os.O_RDWR)
@@ -47,6 +47,11 @@ fcntl.lockf(fd, fcntl.LOCK_EX, 1, 4096)
 open("/root/holder", "w").write(str(os.getpid()))
 signal.pause()
 """
+#: Stops the process that waits for it.
+_STOP_WHO_WAITS = (
+    f"until p=$(find /proc/[0-9]*/fd -lname '*{_ROOT}/reservations' 2>/dev/null | cut -d/ -f3 |"
+    ' grep -vxF "$(cat /root/holder)") && kill -STOP "$p"; do :; done; echo > /root/stopped'
+)
 
 
 def _big(mebibytes: int) -> str:
@@ -154,11 +159,14 @@ def test_the_service_killed_between_the_hand_over_and_the_first_byte(clean: Mach
     """Archive, which waits, captures by itself; the kernel has nobody else to ask, and its crash is on record."""
     over_socket = clean.sh(f"cat {_CORE_PATTERN}").stdout.startswith("@@")
     clean.sh(
-        f"rm -f /root/holder; (python3 -c '{_HOLD}' {_ROOT} > /dev/null 2>&1 &); until [ -s /root/holder ]; do sleep 0.1; done"
+        f"rm -f /root/holder /root/stopped; (python3 -c '{_HOLD}' {_ROOT} > /dev/null 2>&1 &)\n"
+        "until [ -s /root/holder ]; do sleep 0.1; done\n"
+        f"({_STOP_WHO_WAITS}) > /dev/null 2>&1 &"
     )
     try:
         pid = _small(clean)
-        until(clean, "grep -q -e '-> POSIX' /proc/locks")  # a worker has it, and waits for room
+        until(clean, "[ -e /root/stopped ]")  # a worker has it, and waited for room
+        assert clean.sh(f"ls {_ROOT}/staging").stdout == "", "it waited no longer"
         if not over_socket:
             assert clean.sh("pgrep -fc '^[^ ]*python3 -IS -c .*coresnap.archive'").stdout == "1\n"
         clean.sh(f"systemctl kill -s KILL {_SERVICE}")

@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -118,6 +120,30 @@ def test_what_is_kept_counts_and_what_goes_does_not(spool: Spool) -> None:
         Reservation(spool, 0, 10 * MIB, 3 * MIB)
     assert removal.recount(spool) == 0
     Reservation(spool, 0, 10 * MIB, 3 * MIB).close()
+
+
+def test_who_is_stopped_while_counting_holds_nobody(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lock of the table is not to be had; the wait for it is paid once by each capture."""
+    monkeypatch.setattr(quota, "_LOCK_SECONDS", 0.3)
+    table_fd = quota.open_table(spool)
+    quota._set_lock(table_fd, fcntl.F_OFD_SETLK, fcntl.F_WRLCK, quota._MUTEX)
+    began = time.monotonic()
+    one = Reservation(spool, 0, 10 * MIB, MIB)
+    assert time.monotonic() - began >= 0.3
+    assert not one.exact
+    monkeypatch.setattr(quota, "_LOCK_SECONDS", 1000)
+    one.grow(MIB)
+    with pytest.raises(QuotaExceeded, match="dump.ceiling"):
+        one.grow(20 * MIB)
+    assert _reserved(spool) == [0, 2 * MIB]
+    one.spend(2 * MIB)
+    one.close(2 * MIB)
+    os.close(table_fd)
+    other = Reservation(spool, 0, 10 * MIB, 8 * MIB)
+    assert other.exact
+    with pytest.raises(QuotaExceeded, match="the spool holds 2097152 bytes"):
+        other.grow(MIB)
+    other.close()
 
 
 def test_the_share_of_free_blocks_is_kept(spool: Spool) -> None:
