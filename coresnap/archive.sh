@@ -18,6 +18,7 @@ if read -r _ _ _ tasks _ </proc/loadavg && [ "${tasks%%/*}" -ge 10 ] && [ -f "$g
     # shellcheck disable=SC2094  # it is opened for both, so that opening it does not wait for somebody to carry
     if [ -z "$alone" ] && [ -p "$run/carriers" ] && command exec 5<&0 7>"$run/waiting/$$" 8<>"$run/carriers" <"$run/carriers"; then
         exec 8>&-
+        printf '%s\0' "$@" >&7 # should we be killed, it tells coresnapd whose core is lost
         read -r _
         exec <&5
         command exec 8<>"$run/carriers"

@@ -12,7 +12,8 @@ DESCRIPTION
 
     -f               foreground: the output of defaults.command and snapshot.command is shown here
     --once           process and send what is due, then end: for cron; ends at once where a coresnapd is at work
-    --units          own core_pattern, as coresnapd.service does: units do the stages' work
+    --units          own core_pattern, as coresnapd.service does: units do the stages' work; put on record what the kernel
+                     has handed to nobody, and whose archive was killed while it waited
     --early          have archive get the cores until coresnapd is at work, and end
     --release        give core_pattern back to whoever had it, unless systemd is about to start coresnapd again, and end
     --fallback       start the capture service, which has failed; have archive get the cores where that fails, and end
@@ -39,10 +40,11 @@ import fcntl
 import select
 from contextlib import ExitStack, suppress
 
+from coresnap.capture import carry
 from coresnap.capture.aftermath import lose
 from coresnap.capture.finish import sweep
 from coresnap.capture.tell import tell_swept
-from coresnap.capture.victim import CORE_PATTERN, Victim
+from coresnap.capture.victim import CORE_PATTERN, Victim, from_core_pattern
 from coresnap.ground import flat, notify, program, runner, settings
 from coresnap.ground.errors import CoresnapError, Refused, TryLater
 from coresnap.ground.log import Log
@@ -60,6 +62,7 @@ from coresnap.spool.stages import Spool
 
 _LOOK_USEC = 60_000_000
 _PURGE_USEC = 600_000_000
+_KILLED_WAITING = "archive was killed while it waited, in a storm of crashes"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -286,6 +289,9 @@ class Daemon:
         self.look_usec = now_usec() + _LOOK_USEC
         if self.claim:
             self.claim.check()  # the capture service sweeps
+            archive_settings = settings.archive_settings(self.loaded)
+            for victim in map(from_core_pattern, carry.killed()):
+                lose(self.log, archive_settings, self.spool, victim, "interrupted", _KILLED_WAITING)
         else:
             _sweep(self.spool, self.loaded, self.log)
 

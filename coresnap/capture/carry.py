@@ -1,20 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """In a storm of crashes: an archive that has an interpreter hands over the crashes of those that wait for one.
 
-What the kernel starts is archive.sh. In a storm it leaves a note in WAITING, which only root can write to: an empty file,
-its pid for a name, open in it as descriptor 7. Then it waits until no process has the pipe CARRIERS open for writing;
-so nothing has to wake it where those that carried are gone, however they have ended.
+What the kernel starts is archive.sh. In a storm it leaves a note in WAITING, which only root can write to: a file with its
+arguments, its pid for a name, open in it as descriptor 7. Then it waits until no process has the pipe CARRIERS open for
+writing; so nothing has to wake it where those that carried are gone, however they have ended.
 
 An archive whose own crash the service has taken looks there for notes. It locks one, finds the process that has left it
 and the crashed process, opens the core's pipe in it, and hands all of that over, the note included. Once the service has
 taken the crash it ends the process that waits: that held the core's pipe, too. Nothing is lost, and nothing taken twice,
 in whatever order they die:
 
-* the lock, flock(2), is the service's too, and the service writes a byte into the note just before the core's first;
-* who has waited, and has an interpreter at last, locks its note before anything else: a byte in it says that it is captured.
+* the lock, flock(2), is the service's too, and the service writes TAKEN over the note's first byte just before the core's first;
+* who has waited, and has an interpreter at last, locks its note before anything else: there it says whether it is captured.
 
 A note is unlinked before who left it is ended, so that the next process of that number has another; where one was left
-behind archive.sh leaves none. Who cannot be carried is woken: in a storm that lasts somebody always carries.
+behind archive.sh leaves none. Who cannot be carried is woken: in a storm that lasts somebody always carries. A note whose
+process has ended is of one that was killed, by the kernel where memory was short, for instance: coresnapd looks for those.
 
 Imported by archive after its own crash has been let go, or where it has waited.
 """
@@ -29,7 +30,7 @@ from coresnap.capture import handover
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 RUN = "/run/coresnap"
 _CARRIERS, _WAITING = "carriers", "waiting"
@@ -56,7 +57,19 @@ def is_captured(note_fd: int) -> bool:
     finally:
         _signal.alarm(0)
     _unlink(f"{RUN}/{_WAITING}/{os.getpid()}", note_fd)
-    return os.fstat(note_fd).st_size > 0
+    return _told(note_fd).startswith(handover.TAKEN)
+
+
+def _told(note_fd: int) -> bytes:
+    """Return what a note tells, whatever it has been opened for; nothing where it does not tell yet, or cannot be read."""
+    try:
+        fd = os.open(f"/proc/self/fd/{note_fd}", os.O_RDONLY)
+    except OSError:
+        return b""
+    try:
+        return os.read(fd, _CMDLINE_MAX_BYTES)
+    finally:
+        os.close(fd)
 
 
 def _too_late(_number: int, _frame: object) -> None:
@@ -100,6 +113,36 @@ def carry(offer: "Callable[[bytes, list[str], list[int]], bool]", run: str = RUN
         os.close(waiting_fd)
 
 
+def killed(run: str = RUN) -> "Iterator[list[str]]":
+    """Yield the arguments of each archive that was killed while it waited, its crash taken by nobody. Then its note goes.
+
+    As long as another process has its number it is not told from one that waits.
+    """
+    try:
+        names = os.listdir(f"{run}/{_WAITING}")
+    except OSError:
+        return
+    for name in filter(str.isdigit, names):
+        if os.path.exists(f"/proc/{name}"):
+            continue
+        try:
+            note_fd = os.open(f"{run}/{_WAITING}/{name}", os.O_RDWR | os.O_NOFOLLOW)
+        except OSError:
+            continue  # it was carried
+        try:
+            fcntl.flock(note_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not os.fstat(note_fd).st_nlink:
+                continue  # it was carried, and the name may be another's by now
+            told = _told(note_fd)
+            if not told.startswith(handover.TAKEN):
+                yield [os.fsdecode(argument) for argument in told.split(b"\0")[:-1]]
+            os.unlink(f"{run}/{_WAITING}/{name}")
+        except OSError:
+            continue  # it is being carried
+        finally:
+            os.close(note_fd)
+
+
 def wake_all(waiting: str = f"{RUN}/{_WAITING}") -> None:
     """Have all that wait go to a gate: the service takes nothing just now. Raises nothing.
 
@@ -138,7 +181,7 @@ def _round(waiting_fd: int, offer: "Callable[[bytes, list[str], list[int]], bool
         fds = [note_fd]
         try:
             fcntl.flock(note_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            known = _crash(waiting_fd, name, note_fd, fds)
+            known = _crash(name, note_fd, fds)
             if known is None:
                 continue
             status, arguments, waits_fd, offered = known
@@ -155,28 +198,20 @@ def _round(waiting_fd: int, offer: "Callable[[bytes, list[str], list[int]], bool
     return carried
 
 
-def _crash(
-    waiting_fd: int, name: str, note_fd: int, fds: "list[int]"
-) -> "tuple[bytes, list[str], int, list[int]] | None":
+def _crash(name: str, note_fd: int, fds: "list[int]") -> "tuple[bytes, list[str], int, list[int]] | None":
     """Find what a note tells of: who waits as /proc/PID/stat has it, arguments, who waits as a pidfd, what to hand over.
 
     What is opened is put into `fds`.
     None where it tells of nothing that can be carried. Raises OSError where a process has ended.
     """
     note = os.fstat(note_fd)
-    if not note.st_nlink or note.st_size:
+    if not note.st_nlink or _told(note_fd)[:1] in (b"", handover.TAKEN):
         return None
-    interpreter, arguments, waits_fd = "", [], -1
-    try:
-        waits_fd = _open(f"/proc/{name}", fds)
-        interpreter, _script, *arguments = map(os.fsdecode, _read(waits_fd, "cmdline").split(b"\0")[:-1])
-    except (OSError, ValueError):
-        pass
-    if not interpreter.endswith("/sh") or not arguments or not arguments[0].isdigit():
-        os.unlink(
-            name, dir_fd=waiting_fd
-        )  # who left it has ended, and its number may be another's, or has an interpreter
-        return None
+    waits_fd = _open(f"/proc/{name}", fds)
+    words = [os.fsdecode(word) for word in _read(waits_fd, "cmdline").split(b"\0")[:-1]]
+    arguments = words[2:]
+    if not arguments or not words[0].endswith("/sh") or not arguments[0].isdigit():
+        return None  # who left it has an interpreter by now, or has ended, and its number is another's
     left = os.stat(f"fd/{_NOTE_FD}", dir_fd=waits_fd)
     if not os.path.samestat(left, note):
         return None

@@ -105,7 +105,7 @@ def _waiting(run: Path, victim: int, exe: str = "!a b*$(id)", before: str = "") 
         waiting = _Waiting(run, path, victim, exe, before)
         try:
             note = Path(f"/proc/{waiting.process.pid}/fd/7")  # the last that it needs; it may have gone on already
-            while waiting.process.poll() is None and not (waiting.note.exists() and note.exists()):
+            while waiting.process.poll() is None and not (waiting.note.exists() and note.exists() and note.read_text()):
                 select.select([watch.fd], [], [], 0.02)
                 watch.drain()
             yield waiting
@@ -198,7 +198,42 @@ def test_another_process_under_a_note_s_number_is_let_alone(run: Path, victim: s
     (run / "waiting" / str(victim.pid)).touch()
     carry.carry(lambda *_: pytest.fail("there is nothing to hand over"), str(run))
     assert victim.poll() is None
-    assert not list((run / "waiting").iterdir()), "who left it has ended"
+    assert list(carry.killed(str(run))) == []
+
+
+def test_whose_core_is_lost_as_one_that_waits_is_killed_is_known_once(
+    run: Path, victim: subprocess.Popen[bytes]
+) -> None:
+    with _somebody_carries(run), _waiting(run, victim.pid) as waiting:
+        assert list(carry.killed(str(run))) == []
+        waiting.process.kill()
+        waiting.process.wait()
+        carry.carry(lambda *_: pytest.fail("there is nothing to hand over"), str(run))
+        with waiting.note.open() as note:
+            fcntl.flock(note, fcntl.LOCK_EX)
+            assert list(carry.killed(str(run))) == [], "somebody offers it, and the service may take it"
+        assert list(carry.killed(str(run))) == [[str(victim.pid), "1", "2", "", "!a b*$(id)"]]
+        assert list(carry.killed(str(run))) == []
+        assert not list((run / "waiting").iterdir())
+
+
+def test_what_was_taken_before_is_not_lost(run: Path, victim: subprocess.Popen[bytes]) -> None:
+    """Who carried it was killed, and who waited."""
+    with _somebody_carries(run), _waiting(run, victim.pid) as waiting:
+        with waiting.note.open("r+b") as note:
+            os.pwrite(note.fileno(), handover.TAKEN, 0)
+        waiting.process.kill()
+        waiting.process.wait()
+        assert list(carry.killed(str(run))) == []
+        assert not list((run / "waiting").iterdir())
+
+
+def test_a_note_that_does_not_tell_yet_is_let_alone(run: Path, victim: subprocess.Popen[bytes]) -> None:
+    """What it will tell would be written over the answer."""
+    with _somebody_carries(run), _waiting(run, victim.pid) as waiting:
+        os.truncate(waiting.note, 0)
+        carry.carry(lambda *_: pytest.fail("it is being written"), str(run))
+        assert waiting.process.poll() is None
 
 
 def test_a_note_that_was_left_behind_is_none_of_the_next_process_of_that_number(
@@ -241,7 +276,7 @@ def test_what_another_offers_just_now_is_not_offered_twice(run: Path, victim: su
 def test_who_has_waited_learns_whether_it_was_taken(tmp_path: Path, taken: bool) -> None:
     """The lock is the service's, too, which has the note from who offered it: it may have died meanwhile."""
     path = tmp_path / str(os.getpid())
-    path.touch()
+    path.write_bytes(b"1\02\0")
     own_fd, offered_fd = os.open(path, os.O_WRONLY), os.open(path, os.O_RDWR)
     fcntl.flock(offered_fd, fcntl.LOCK_EX)
     service_fd = os.dup(offered_fd)

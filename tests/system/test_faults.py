@@ -16,6 +16,9 @@ from tests.system.test_traps import _CORE_PATTERN
 from tests.system.waiting import CRASH, all_committed, dumps, lost, settings, until, with_lines
 
 pytestmark = pytest.mark.long
+_OVER_A_PIPE = pytest.mark.parametrize("enabled", ["bookworm"], indirect=True)
+#: An archive waits for the service for a minute, then the next at its gate, which is not waited for longer than two.
+_GATES_SECONDS = 60 + 120 + 60
 
 _SERVICE = "coresnap-archive.service"
 _ROOT = "/var/lib/coresnap"
@@ -52,6 +55,30 @@ _STOP_WHO_WAITS = (
     f"until p=$(find /proc/[0-9]*/fd -lname '*{_ROOT}/reservations' 2>/dev/null | cut -d/ -f3 |"
     ' grep -vxF "$(cat /root/holder)") && kill -STOP "$p"; do :; done; echo > /root/stopped'
 )
+#: Has so many processes crash at once; it ends with the last of them.
+_STORM = """
+rm -f /root/storm; pids=
+for i in $(seq {crashes}); do sleep 1000 & pids="$pids $!"; done
+kill -SEGV $pids; echo $pids > /root/storm; wait
+"""
+#: While the storm lasts, kills every archive that carries: its own crash has been taken, its input is the core's pipe no more.
+_KILL_WHO_CARRIES = """
+import os, signal, subprocess, sys, time
+storm, killed = subprocess.Popen(["sh", "-c", sys.argv[1]], stderr=subprocess.DEVNULL), 0
+while storm.poll() is None:
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        fds = f"/proc/{pid}/fd"
+        try:
+            if "/python3" not in os.readlink(f"/proc/{pid}/exe") or os.readlink(f"{fds}/0").startswith("pipe:"):
+                continue
+            if "/run/coresnap/carriers" in [os.readlink(f"{fds}/{fd}") for fd in os.listdir(fds)]:
+                os.kill(int(pid), signal.SIGKILL)
+                killed += 1
+        except OSError:
+            continue
+    time.sleep(0.02)
+print(killed)
+"""
 
 
 def _big(mebibytes: int) -> str:
@@ -349,6 +376,65 @@ def test_what_the_kernel_drops_is_on_record(clean: Machine) -> None:
     clean.sh(CRASH)
     until(clean, f"[ $(ls {_ROOT}/committed | wc -l) -eq {kept + 1} ]")
     assert len([loss for loss in lost(clean) if loss["reason"] == "skipped"]) == crashes - kept, "told once"
+
+
+def _assert_each_once(guest: Machine, crashes: int) -> list[dict[str, Any]]:
+    """Hold that each crash of the storm is kept, whole, or on record, none twice, and nobody waits; return the kept ones."""
+    pids = [int(pid) for pid in guest.sh("cat /root/storm").stdout.split()]
+    assert len(pids) == crashes
+    kept = [dump["record"] for dump in dumps(guest)]
+    found = [record["victim"]["pid"] for record in kept] + [loss["pid"] for loss in lost(guest) if "pid" in loss]
+    assert sorted(pid for pid in found if pid in pids) == sorted(pids)
+    assert [record["core"]["truncated"] for record in kept] == [None] * len(kept)
+    assert guest.sh("ls -A /run/coresnap/waiting").stdout == ""
+    return kept
+
+
+@_OVER_A_PIPE
+def test_those_that_carry_are_killed_in_a_storm(clean: Machine) -> None:
+    storm = _STORM.format(crashes=60)
+    killed = int(clean.run("python3", "-c", _KILL_WHO_CARRIES, storm, seconds=900).stdout)
+    assert killed >= 3
+    assert len(_assert_each_once(clean, 60)) == 60
+    all_committed(clean, 900)
+
+
+@_OVER_A_PIPE
+def test_the_service_is_stopped_in_a_storm(clean: Machine) -> None:
+    """Nobody is carried. Whose crash the service has not taken within a minute wakes all that wait: they go to the gates."""
+    clean.sh(f"systemctl kill -s STOP {_SERVICE}")
+    try:
+        clean.sh(f"rm -f /root/over; (({_STORM.format(crashes=60)}) > /dev/null 2>&1; echo > /root/over) &")
+        until(clean, "[ -e /root/over ]", _GATES_SECONDS)
+        assert {record["captured"]["transport"] for record in _assert_each_once(clean, 60)} == {"pipe"}
+    finally:
+        clean.sh(f"systemctl kill -s CONT {_SERVICE}")
+    pid = _small(clean)
+    until(clean, f"[ ! -d /proc/{pid} ]")
+    assert _ours(clean, pid)["captured"]["transport"] == "handover", "it has passed over those that did not wait for it"
+    _assert_each_once(clean, 60)
+    all_committed(clean, 900)
+
+
+@_OVER_A_PIPE
+def test_one_that_waits_in_a_storm_is_killed(clean: Machine) -> None:
+    """Its core is lost, and on record, once."""
+    clean.sh(
+        "(exec sleep 1000 8<>/run/coresnap/carriers) > /dev/null 2>&1 & echo $! > /root/busy\n"
+        "for i in $(seq 12); do (while :; do :; done) > /dev/null 2>&1 & echo $! >> /root/busy; done"
+    )
+    try:
+        pid = _small(clean)
+        until(clean, "grep -q . /run/coresnap/waiting/*")
+        clean.sh("kill -KILL $(ls /run/coresnap/waiting)")
+    finally:
+        clean.sh("kill $(cat /root/busy)")
+    until(clean, f"coresnap why {pid} 2>/dev/null", 120)
+    (loss,) = [loss for loss in lost(clean) if loss["pid"] == pid]
+    assert (loss["reason"], loss["signal"], loss["uid"]) == ("interrupted", 11, 0)
+    assert "python3" in loss["exe"]
+    assert dumps(clean) == []
+    assert clean.sh("ls -A /run/coresnap/waiting").stdout == ""
 
 
 _EARLY = """[Unit]
