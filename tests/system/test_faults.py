@@ -404,7 +404,7 @@ def test_the_service_is_stopped_in_a_storm(clean: Machine) -> None:
     """Nobody is carried. Whose crash the service has not taken within a minute wakes all that wait: they go to the gates."""
     clean.sh(f"systemctl kill -s STOP {_SERVICE}")
     try:
-        clean.sh(f"rm -f /root/over; (({_STORM.format(crashes=60)}) > /dev/null 2>&1; echo > /root/over) &")
+        clean.sh(f"rm -f /root/over; ({_STORM.format(crashes=60)}echo > /root/over) > /dev/null 2>&1 &")
         until(clean, "[ -e /root/over ]", _GATES_SECONDS)
         assert {record["captured"]["transport"] for record in _assert_each_once(clean, 60)} == {"pipe"}
     finally:
