@@ -138,7 +138,7 @@ def clean(enabled: Machine) -> Machine:
     until(enabled, f"systemctl is-active -q {_SERVICE} coresnapd")
     dumps(enabled)
     all_committed(enabled)
-    enabled.sh("for uuid in $(ls /var/lib/coresnap/committed); do coresnap rm $uuid; done")
+    enabled.sh(f"ls {_ROOT}/committed | xargs -r coresnap rm")
     return enabled
 
 
@@ -378,6 +378,16 @@ def test_what_the_kernel_drops_is_on_record(clean: Machine) -> None:
     assert len([loss for loss in lost(clean) if loss["reason"] == "skipped"]) == crashes - kept, "told once"
 
 
+@contextmanager
+def _only_captured(guest: Machine) -> Iterator[None]:
+    """Have no dump go on from pending, where it is removed at the end: a storm's are many."""
+    guest.sh("systemctl stop coresnap-pending.path coresnap-processor.service 2>&1")
+    try:
+        yield
+    finally:
+        guest.sh(f"ls {_ROOT}/pending | xargs -r coresnap rm; systemctl start coresnap-pending.path", seconds=300)
+
+
 def _assert_each_once(guest: Machine, crashes: int) -> list[dict[str, Any]]:
     """Hold that each crash of the storm is kept, whole, or on record, none twice, and nobody waits; return the kept ones."""
     pids = [int(pid) for pid in guest.sh("cat /root/storm").stdout.split()]
@@ -392,28 +402,30 @@ def _assert_each_once(guest: Machine, crashes: int) -> list[dict[str, Any]]:
 
 @_OVER_A_PIPE
 def test_those_that_carry_are_killed_in_a_storm(clean: Machine) -> None:
-    storm = _STORM.format(crashes=60)
-    killed = int(clean.run("python3", "-c", _KILL_WHO_CARRIES, storm, seconds=900).stdout)
-    assert killed >= 3
-    assert len(_assert_each_once(clean, 60)) == 60
-    all_committed(clean, 900)
+    with _only_captured(clean):
+        storm = _STORM.format(crashes=60)
+        killed = int(clean.run("python3", "-c", _KILL_WHO_CARRIES, storm, seconds=900).stdout)
+        assert killed >= 3
+        assert len(_assert_each_once(clean, 60)) == 60
 
 
 @_OVER_A_PIPE
 def test_the_service_is_stopped_in_a_storm(clean: Machine) -> None:
     """Nobody is carried. Whose crash the service has not taken within a minute wakes all that wait: they go to the gates."""
-    clean.sh(f"systemctl kill -s STOP {_SERVICE}")
-    try:
-        clean.sh(f"rm -f /root/over; ({_STORM.format(crashes=60)}echo > /root/over) > /dev/null 2>&1 &")
-        until(clean, "[ -e /root/over ]", _GATES_SECONDS)
-        assert {record["captured"]["transport"] for record in _assert_each_once(clean, 60)} == {"pipe"}
-    finally:
-        clean.sh(f"systemctl kill -s CONT {_SERVICE}")
-    pid = _small(clean)
-    until(clean, f"[ ! -d /proc/{pid} ]")
-    assert _ours(clean, pid)["captured"]["transport"] == "handover", "it has passed over those that did not wait for it"
-    _assert_each_once(clean, 60)
-    all_committed(clean, 900)
+    with _only_captured(clean):
+        clean.sh(f"systemctl kill -s STOP {_SERVICE}")
+        try:
+            clean.sh(f"rm -f /root/over; ({_STORM.format(crashes=60)}echo > /root/over) > /dev/null 2>&1 &")
+            until(clean, "[ -e /root/over ]", _GATES_SECONDS)
+            assert {record["captured"]["transport"] for record in _assert_each_once(clean, 60)} == {"pipe"}
+        finally:
+            clean.sh(f"systemctl kill -s CONT {_SERVICE}")
+        pid = _small(clean)
+        until(clean, f"[ ! -d /proc/{pid} ]")
+        assert _ours(clean, pid)["captured"]["transport"] == "handover", (
+            "it has passed over those that did not wait for it"
+        )
+        _assert_each_once(clean, 60)
 
 
 @_OVER_A_PIPE
