@@ -381,11 +381,12 @@ def test_what_the_kernel_drops_is_on_record(clean: Machine) -> None:
 @contextmanager
 def _only_captured(guest: Machine) -> Iterator[None]:
     """Have no dump go on from pending, where it is removed at the end: a storm's are many."""
-    guest.sh("systemctl stop coresnap-pending.path coresnap-processor.service 2>&1")
+    units = "coresnap-rescue.timer coresnap-pending.path"
+    guest.sh(f"systemctl stop {units} coresnap-processor.service 2>&1")
     try:
         yield
     finally:
-        guest.sh(f"ls {_ROOT}/pending | xargs -r coresnap rm; systemctl start coresnap-pending.path", seconds=300)
+        guest.sh(f"ls {_ROOT}/pending | xargs -r coresnap rm; systemctl start {units}", seconds=300)
 
 
 def _assert_each_once(guest: Machine, crashes: int) -> list[dict[str, Any]]:
