@@ -59,7 +59,12 @@ def _clear_peer() -> None:
 
 def _ours() -> tuple[int, int]:
     before = int(_LOST_BEFORE.read_text()) if _LOST_BEFORE.exists() else 0
-    return len(_told("list", "--json")), _lost() - before
+    return len(_captured()), _lost() - before
+
+
+def _captured() -> list[str]:
+    """Return the dumps that are whole: of one in staging a process has been let go, and its capture is at work still."""
+    return [dump["uuid"] for dump in _told("list", "--json") if dump["stage"] != "staging"]
 
 
 def _lost() -> int:
@@ -74,7 +79,7 @@ def _told(*words: str) -> list[Any]:
 
 def _clear_ours() -> None:
     subprocess.run(["systemctl", "stop", *_PATHS, *_AT_WORK], check=True)
-    uuids = [dump["uuid"] for dump in _told("list", "--json")]
+    uuids = _captured()
     if uuids:
         subprocess.run(["coresnap", "rm", "-y", *uuids], check=True, stdout=subprocess.DEVNULL)
     _LOST_BEFORE.write_text(str(_lost()))
