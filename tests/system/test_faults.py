@@ -45,7 +45,8 @@ print(json.dumps(found))
 #: Holds the lock that every capture waits for, for a few seconds, before its first byte.
 _HOLD = """
 import fcntl, os, signal, sys
-fd = os.open(sys.argv[1] + "/reservations", os.O_RDWR)
+fd = os.open(sys.argv[1] + "/reservations", os.O_RDWR | os.O_CREAT, 0o600)
+os.chown(fd, os.stat(sys.argv[1]).st_uid, os.stat(sys.argv[1]).st_gid)
 fcntl.lockf(fd, fcntl.LOCK_EX, 1, 4096)
 open("/root/holder", "w").write(str(os.getpid()))
 signal.pause()
@@ -187,7 +188,7 @@ def test_the_service_killed_between_the_hand_over_and_the_first_byte(clean: Mach
     over_socket = clean.sh(f"cat {_CORE_PATTERN}").stdout.startswith("@@")
     clean.sh(
         f"rm -f /root/holder /root/stopped; (python3 -c '{_HOLD}' {_ROOT} > /dev/null 2>&1 &)\n"
-        "until [ -s /root/holder ]; do sleep 0.1; done\n"
+        "timeout 60 sh -c 'until [ -s /root/holder ]; do sleep 0.1; done'\n"
         f"({_STOP_WHO_WAITS}) > /dev/null 2>&1 &"
     )
     try:
