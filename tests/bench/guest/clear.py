@@ -79,9 +79,10 @@ def _told(*words: str) -> list[Any]:
 
 def _clear_ours() -> None:
     subprocess.run(["systemctl", "stop", *_PATHS, *_AT_WORK], check=True)
-    uuids = _captured()
-    if uuids:
-        subprocess.run(["coresnap", "rm", "-y", *uuids], check=True, stdout=subprocess.DEVNULL)
+    while uuids := _captured():  # a worker that has just been stopped, or a capture, may have one for a moment
+        subprocess.run(
+            ["coresnap", "rm", "-y", *uuids], check=False, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
     _LOST_BEFORE.write_text(str(_lost()))
     subprocess.run(["systemctl", "start", *_PATHS], check=True)
 
