@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -213,9 +214,9 @@ def test_an_ordinary_user_may_do_it(origin: str) -> None:
     program = [str(build("crash")), "segv", "2"]
     lines = "import sys; from tests.crash import crash\nwith crash(sys.argv[2:], origin=sys.argv[1]) as c: print(c.uid, c.signal)"
     argv = ["/usr/bin/python3", "-c", lines, origin, *program]
-    nobody = {"user": 65534, "group": 65534, "extra_groups": []}
+    nobody: dict[str, Any] = {"user": 65534, "group": 65534, "extra_groups": []}
     environment = {"PATH": os.environ["PATH"], "TMPDIR": "/tmp", "PYTHONDONTWRITEBYTECODE": "1"}
-    done = subprocess.run(argv, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False, **nobody)  # type: ignore[call-overload]
+    done = subprocess.run(argv, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False, **nobody)
     assert (done.stdout, done.returncode) == ("65534 11\n", 0), done.stderr
 
 

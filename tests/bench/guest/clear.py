@@ -25,6 +25,7 @@ _PEER = Path("/var/lib/systemd/coredump")
 _LOST_BEFORE = Path("/run/bench-lost")
 #: The peer keeps what it keeps before it lets a process go, or soon after; ours is told of a crash that was lost a little later.
 _UNCHANGED_SECONDS = {"ours": 60.0, "peer": 10.0}
+_STOPPED_SECONDS, _TRY_LATER = 120.0, 75
 _PATHS = ("coresnap-pending.path", "coresnap-sending.path")
 _AT_WORK = ("coresnap-processor.service", "coresnap-sender.service", "coresnap-process@*", "coresnap-send@*")
 
@@ -79,10 +80,12 @@ def _told(*words: str) -> list[Any]:
 
 def _clear_ours() -> None:
     subprocess.run(["systemctl", "stop", *_PATHS, *_AT_WORK], check=True)
-    while uuids := _captured():  # a worker that has just been stopped, or a capture, may have one for a moment
-        subprocess.run(
-            ["coresnap", "rm", "-y", *uuids], check=False, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
+    end = time.monotonic() + _STOPPED_SECONDS
+    while uuids := _captured():
+        done = subprocess.run(["coresnap", "rm", "-y", *uuids], check=False, stdout=subprocess.DEVNULL)
+        # A worker that has just been stopped, or a capture, may have a dump for a moment.
+        if done.returncode not in (0, _TRY_LATER) or time.monotonic() > end:
+            raise SystemExit(f"dumps cannot be cleared away: coresnap rm ends with {done.returncode}")
     _LOST_BEFORE.write_text(str(_lost()))
     subprocess.run(["systemctl", "start", *_PATHS], check=True)
 
