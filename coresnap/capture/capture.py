@@ -191,6 +191,8 @@ class Capture:
 
     def wait_for_host(self) -> None:
         """Take what is still to come of the evidence, and be done with its reader. The process has been let go."""
+        if self.reservation is not None:
+            self.reservation.trim(OVERHEAD_BYTES)  # the core has all that it takes
         if self.evidence is not None:
             keeps = self.dump is not None and not self.reason and not self.copied.reason
             self.evidence.wait_for_host(_HOST_BUDGET_USEC, self._put_piece if keeps else None)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from coresnap.spool.stages import Spool
 
 ENTRIES = 4096
-STEP_BYTES = 64 << 20
+STEP_LEAST_BYTES, STEP_MOST_BYTES = 1 << 20, 64 << 20
 _MUTEX = ENTRIES
 _ENTRY = struct.Struct("<QQ")
 _TABLE_BYTES = ENTRIES * _ENTRY.size
@@ -110,13 +110,22 @@ class Reservation:
             )
 
     def ensure(self, bytes_: int) -> None:
-        """Have at least so many bytes reserved before they are written; raise by a step. Raises QuotaExceeded."""
+        """Have at least so many bytes reserved before they are written. Raises QuotaExceeded.
+
+        A reservation doubles, up to a step: small captures, of which there may be hundreds at once, keep no room from others.
+        """
         short_bytes = bytes_ - self.left_bytes
         if short_bytes > 0:
+            step_bytes = min(max(self.written_bytes, STEP_LEAST_BYTES), STEP_MOST_BYTES)
             try:
-                self.grow(short_bytes + STEP_BYTES)
+                self.grow(short_bytes + step_bytes)
             except (QuotaExceeded, OSError):
                 self.grow(short_bytes)
+
+    def trim(self, bytes_: int) -> None:
+        """Give back what is reserved beyond so many bytes."""
+        if self.left_bytes > bytes_:
+            self._put(bytes_)
 
     def spend(self, written_bytes: int) -> None:
         """Take what has been written, and was ensured before, off the reservation."""

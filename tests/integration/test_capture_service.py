@@ -111,7 +111,8 @@ def test_what_the_settings_forbid_is_refused_over_the_hand_over_as_elsewhere(tmp
         os.close(proc_fd)
         site.wait_for("pending", 1)
     assert site.stages() == ["pending"]
-    assert [(loss["reason"], loss["count"], loss["pid"]) for loss in site.ledger()] == [
+    # Captures run side by side: which of the two is written down first is nobody's to say.
+    assert sorted((loss["reason"], loss["count"], loss["pid"]) for loss in site.ledger()) == [
         ("rate", count, crashed.pid) for count in (1, 2)
     ]
 

@@ -105,12 +105,43 @@ def test_spending_grows_the_reservation_up_to_the_ceiling(spool: Spool) -> None:
     reservation.ensure(MIB)
     reservation.spend(MIB)
     reservation.ensure(4 * MIB)
+    assert reservation.left_bytes == 5 * MIB, "raised by a step"
+    reservation.spend(5 * MIB)
+    reservation.ensure(4 * MIB)
     assert reservation.left_bytes == 4 * MIB, "a step would not fit, so it is raised by what is needed"
-    reservation.spend(4 * MIB)
-    assert reservation.left_bytes == 0
-    reservation.ensure(5 * MIB)
     with pytest.raises(QuotaExceeded, match="ceiling"):
-        reservation.ensure(6 * MIB)
+        reservation.ensure(5 * MIB)
+    reservation.close()
+
+
+def test_small_captures_keep_no_room_from_each_other(spool: Spool) -> None:
+    """A storm of small processes whose cores take a little more than was foreseen: each takes about that, and no step."""
+    storm = [Reservation(spool, 0, 100 * MIB, MIB) for _crash in range(40)]
+    for reservation in storm:
+        reservation.ensure(MIB + MIB // 4)
+        reservation.spend(MIB // 4)
+    for reservation in storm:
+        reservation.close(MIB // 4)
+
+
+def test_a_large_capture_is_raised_in_few_steps(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = []
+    monkeypatch.setattr(Reservation, "grow", lambda self, more: (steps.append(more), self._put(self.left_bytes + more)))
+    reservation = Reservation(spool, 0, 0, MIB)
+    for _block in range(1024):
+        reservation.ensure(MIB)
+        reservation.spend(MIB)
+    assert len(steps) < 30
+    assert max(steps) <= quota.STEP_MOST_BYTES + MIB
+    reservation.close()
+
+
+def test_what_a_core_has_not_taken_is_given_back(spool: Spool) -> None:
+    reservation = Reservation(spool, 0, 0, 10 * MIB)
+    reservation.trim(MIB)
+    assert _reserved(spool) == [0, MIB]
+    reservation.trim(2 * MIB)
+    assert reservation.left_bytes == MIB
     reservation.close()
 
 
