@@ -57,7 +57,7 @@ from coresnap.host.kernel_log import KernelLog
 from coresnap.host.pattern import Host
 from coresnap.host.transport import PROBE_NAME
 from coresnap.host.units import STAGES
-from coresnap.spool import hooks, ledger, limits, stages
+from coresnap.spool import hooks, ledger, limits, stages, unjournaled
 from coresnap.spool.stages import Spool
 
 _LOOK_USEC = 60_000_000
@@ -115,7 +115,7 @@ def _run(options: argparse.Namespace, log: Log) -> int:
         for name in spool.foreign():
             log.warning(f"{spool.path}/{printable(name)} is no dump, ignoring")
         if options.once:
-            return _once(options, loaded, caught)
+            return _once(options, spool, loaded, log, caught)
         log.info(f"at work on {spool.path}: {_totals(spool)}")
         Daemon(options, spool, log, loaded).run(caught)
         log.info("ended")
@@ -168,7 +168,17 @@ def _sweep(spool: Spool, loaded: Settings, log: Log) -> None:
         tell_swept(log, outcome)
 
 
-def _once(options: argparse.Namespace, loaded: Settings, caught: program.Signals) -> int:
+def _tell_late(spool: Spool, loaded: Settings, log: Log) -> None:
+    try:
+        told = unjournaled.tell(spool, loaded.dump_owner())
+    except OSError as error:
+        log.warning(f"{spool.path}/{unjournaled.NAME}: {error.strerror}: coredumpctl does not list all dumps")
+        return
+    if told:
+        log.info(f"coredumpctl now lists {told} dumps that were processed while the journal was away")
+
+
+def _once(options: argparse.Namespace, spool: Spool, loaded: Settings, log: Log, caught: program.Signals) -> int:
     """Run each stage's owner once, the way of a dump, or until asked to stop; return the worst exit status."""
     worst = 0
     poll = select.poll()
@@ -181,6 +191,7 @@ def _once(options: argparse.Namespace, loaded: Settings, caught: program.Signals
         worst = max(worst, child.end() if status is None else status)
         if caught.stop:
             break
+    _tell_late(spool, loaded, log)
     return worst
 
 
@@ -294,6 +305,7 @@ class Daemon:
                 lose(self.log, archive_settings, self.spool, victim, "interrupted", _KILLED_WAITING)
         else:
             _sweep(self.spool, self.loaded, self.log)
+        _tell_late(self.spool, self.loaded, self.log)
 
     def _reload(self) -> None:
         notify.reloading()

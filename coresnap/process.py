@@ -35,12 +35,12 @@ from typing import Any
 
 from coresnap.ground import durable, recipients
 from coresnap.ground.clock import Clock
-from coresnap.ground.log import CRITICAL, Log
+from coresnap.ground.log import CRITICAL, Log, has_journal
 from coresnap.ground.program import argv_of
 from coresnap.ground.recipients import Recipient
 from coresnap.ground.settings import Settings
 from coresnap.ground.text import human_duration
-from coresnap.spool import coredump, encrypted, quota, record, stage_program, stages
+from coresnap.spool import coredump, encrypted, quota, record, stage_program, stages, unjournaled
 from coresnap.spool.record import Record
 from coresnap.spool.stages import AGE, ASSETS, COMPRESSED, CORE, Dump, Spool
 from coresnap.spool.trade import Verdict
@@ -171,6 +171,11 @@ class Processing:
         fields = coredump.fields(document, path, evidence if isinstance(evidence, dict) else {})
         if self.log.entry(CRITICAL, coredump.message(document), fields):
             document["journaled_usec"] = time.time_ns() // 1000
+        elif has_journal():
+            try:
+                unjournaled.note(spool, dump.uuid)
+            except OSError as error:
+                self.log.warning(f"{dump.uuid}: {unjournaled.NAME}: {error.strerror}; coredumpctl will not list it")
 
     def _first_send_usec(self) -> int | None:
         """Return when the snapshot is sent for the first time: a fleet that crashes at once does not come to its store at once."""

@@ -20,6 +20,8 @@ from coresnap.ground.text import printable
 IDENTIFIER = "coresnap"
 JOURNAL_SOCKET = "/run/systemd/journal/socket"
 SYSLOG_SOCKET = "/dev/log"
+#: Where systemd is PID 1; see sd_booted(3).
+SYSTEMD = "/run/systemd/system"
 CRITICAL, ERROR, WARNING, INFO = 2, 3, 4, 6
 _MESSAGE_MAX = 8192
 
@@ -122,6 +124,11 @@ def _journal() -> Backend | None:
     if not os.path.exists(JOURNAL_SOCKET):
         return None
     return _systemd_python() or _cysystemd()
+
+
+def has_journal() -> bool:
+    """Say whether this machine has a journal that we can speak to, be it away just now."""
+    return os.path.isdir(SYSTEMD) and (_systemd_python() or _cysystemd()) is not None
 
 
 def _systemd_python() -> Backend | None:

@@ -243,7 +243,11 @@ class Spool:
             durable.sync(links_fd)
         finally:
             os.close(links_fd)
-        return os.path.join(self.path, LINKS, name)
+        return self.link_path(dump.uuid, core)
+
+    def link_path(self, uuid: str, core: str) -> str:
+        """Return the name by which the journal knows the core, one of CORES, whether it is there or not."""
+        return os.path.join(self.path, LINKS, f"{uuid}.{core}")
 
     def _links(self) -> int:
         if not durable.exists(self.root_fd, LINKS):

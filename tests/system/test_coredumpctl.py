@@ -82,3 +82,10 @@ def test_a_journal_that_is_away_holds_nothing_up(enabled: Machine) -> None:
         f"CORESNAP_DUMP={uuid} CORESNAP_STAGE=committed",
     ):
         until(enabled, f"journalctl --no-pager -q -b {line} | grep -q .")
+    # What was processed meanwhile is told of later: coresnapd looks once a minute.
+    late = f"COREDUMP_FILENAME=/var/lib/coresnap/by-uuid/{dump['uuid']}.core.zst"
+    until(enabled, f"journalctl --no-pager -q -b {late} | grep -q .", 180)
+    assert enabled.sh("ls /var/lib/coresnap/unjournaled").stdout == ""
+    listed = enabled.sh("coredumpctl list --no-pager --no-legend").stdout.splitlines()
+    assert len(listed) == 2
+    assert all("present" in line for line in listed)

@@ -125,8 +125,14 @@ def test_small_captures_keep_no_room_from_each_other(spool: Spool) -> None:
 
 
 def test_a_large_capture_is_raised_in_few_steps(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
-    steps = []
-    monkeypatch.setattr(Reservation, "grow", lambda self, more: (steps.append(more), self._put(self.left_bytes + more)))
+    steps: list[int] = []
+    grow = Reservation.grow
+
+    def counted(reservation: Reservation, more_bytes: int) -> None:
+        steps.append(more_bytes)
+        grow(reservation, more_bytes)
+
+    monkeypatch.setattr(Reservation, "grow", counted)
     reservation = Reservation(spool, 0, 0, MIB)
     for _block in range(1024):
         reservation.ensure(MIB)
