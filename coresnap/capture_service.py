@@ -46,6 +46,7 @@ from typing import NoReturn
 
 from coresnap.capture.aftermath import spool_or_none, sweep_after
 from coresnap.capture.board import CAPTURES, FREE, WAITS, Taken, open_board
+from coresnap.capture.reach import machine_s_root
 from coresnap.capture.victim import Victim
 from coresnap.capture.worker import WAITING, Worker
 from coresnap.ground import flat, notify, program
@@ -54,7 +55,6 @@ from coresnap.ground.listen import listen_fds
 from coresnap.ground.log import Log
 from coresnap.host.transport import PROBE_NAME, is_probe
 from coresnap.spool import stages
-from coresnap.spool.stages import machine_s_root
 
 _PR_SET_DUMPABLE = 4
 #: How often it is looked whether anything is left behind, and the watchdog told that we live.

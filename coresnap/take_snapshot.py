@@ -64,7 +64,7 @@ from contextlib import ExitStack
 
 from coresnap.ground import program
 from coresnap.ground.elf_file import Pread
-from coresnap.ground.errors import BadInput, NoInput, TryLater
+from coresnap.ground.errors import BadInput, TryLater, unreadable
 from coresnap.ground.redact import Redaction
 from coresnap.ground.text import printable
 from coresnap.snapshot.asset import kept_modules, read_asset
@@ -77,8 +77,6 @@ _OBJECT = "coresnap.object"
 _DEFAULTS_MAX = 64 << 10
 _KEY_MAX = 256
 _VALUE_MAX = 4096
-#: Errors of a path; whatever else keeps a core from being read, as EIO, may pass.
-_NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO, errno.EACCES, errno.EPERM)
 _FILES = {stat.S_IFDIR: "a directory", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}
 _FILES |= {stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
 
@@ -161,8 +159,7 @@ def _report(options: argparse.Namespace) -> bytes:
     except BadInput as error:
         raise BadInput(f"{name}: {error}", hint=error.hint) from error
     except OSError as error:
-        kind = NoInput if error.errno in _NO_FILE else TryLater
-        raise kind(f"{name}: {error.strerror}") from error
+        raise unreadable(name, error) from error
 
 
 def _open(path: str) -> int:

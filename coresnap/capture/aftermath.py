@@ -45,7 +45,7 @@ def lose(log: Log, settings: ArchiveSettings, spool: Spool | None, victim: Victi
     """Say that a core was not kept, and put it on record. Raises nothing."""
     on_record = put_on_record(spool, settings.root, reason, detail, "", victim)
     also = "" if on_record else "; the ledger could not take it"
-    name = victim.comm or "a process"
+    name = victim.comm or victim.exe or "a process"
     if victim.pid is not None:
         name += f" (pid {victim.pid})"
     log.error(f"core of {name} not kept: {reason}: {detail}{also}", MESSAGE_ID=catalog.LOST.id)

@@ -191,11 +191,16 @@ class Capture:
 
     def wait_for_host(self) -> None:
         """Take what is still to come of the evidence, and be done with its reader. The process has been let go."""
-        if self.reservation is not None:
-            self.reservation.trim(OVERHEAD_BYTES)  # the core has all that it takes
+        self._trim()
         if self.evidence is not None:
             keeps = self.dump is not None and not self.reason and not self.copied.reason
             self.evidence.wait_for_host(_HOST_BUDGET_USEC, self._put_piece if keeps else None)
+            self._trim()
+
+    def _trim(self) -> None:
+        """Give back the room that what has been written did not need: others wait for it, and this may not end so soon."""
+        if self.reservation is not None:
+            self.reservation.trim(OVERHEAD_BYTES)
 
     def _put_piece(self, name: str, data: bytes) -> None:
         """Put a piece of a mapped file into the asset, which is begun with the first: they are too large to be held here."""

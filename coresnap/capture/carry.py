@@ -116,17 +116,18 @@ def carry(offer: "Callable[[bytes, list[str], list[int]], bool]", run: str = RUN
 def killed(run: str = RUN) -> "Iterator[list[str]]":
     """Yield the arguments of each archive that was killed while it waited, its crash taken by nobody. Then its note goes.
 
-    As long as another process has its number it is not told from one that waits.
+    Who waits has its note open: a process that has not is another one, of the same number.
     """
     try:
         names = os.listdir(f"{run}/{_WAITING}")
     except OSError:
         return
     for name in filter(str.isdigit, names):
-        if os.path.exists(f"/proc/{name}"):
+        path = f"{run}/{_WAITING}/{name}"
+        if _waits(name, path):
             continue
         try:
-            note_fd = os.open(f"{run}/{_WAITING}/{name}", os.O_RDWR | os.O_NOFOLLOW)
+            note_fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
         except OSError:
             continue  # it was carried
         try:
@@ -134,13 +135,23 @@ def killed(run: str = RUN) -> "Iterator[list[str]]":
             if not os.fstat(note_fd).st_nlink:
                 continue  # it was carried, and the name may be another's by now
             told = _told(note_fd)
+            if _waits(name, path) or (not told and os.path.exists(f"/proc/{name}")):
+                continue  # it has only just left its note, or is about to have it open
             if not told.startswith(handover.TAKEN):
                 yield [os.fsdecode(argument) for argument in told.split(b"\0")[:-1]]
-            os.unlink(f"{run}/{_WAITING}/{name}")
+            os.unlink(path)
         except OSError:
             continue  # it is being carried
         finally:
             os.close(note_fd)
+
+
+def _waits(name: str, path: str) -> bool:
+    """Say whether the process of that number has the note there open, as one has that waits."""
+    try:
+        return os.path.samestat(os.stat(f"/proc/{name}/fd/{_NOTE_FD}"), os.stat(path))
+    except OSError:
+        return False
 
 
 def wake_all(waiting: str = f"{RUN}/{_WAITING}") -> None:

@@ -30,7 +30,10 @@ if TYPE_CHECKING:
 #: What is cut off a core that filled the disk, so that its record finds room.
 _ROOM_BYTES = 1 << 20
 _TEXT_MAX = 8192
-_INEXACT = "another process has the lock of reservations, and may have been stopped: what fills the spool is not counted exactly"
+_INEXACT = (
+    "reservations: locked by another process, which may have been stopped (lslocks tells), or not writable:"
+    " what fills the spool is not counted exactly until coresnap-purge counts anew"
+)
 
 
 @dataclass(frozen=True)

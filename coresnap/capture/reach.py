@@ -12,7 +12,6 @@ Run by the child that reads evidence, while the crashed process is held.
 import os
 
 from coresnap.capture.members import DELETED, is_the_system_s
-from coresnap.spool.stages import machine_s_root
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,6 +20,20 @@ if TYPE_CHECKING:
 #: More files than that are not looked at, or not pinned: each costs some microseconds, or a descriptor.
 _LOOKED_AT_MAX = 2048
 PINNED_MAX = 256
+_PID_1_ROOT = "/proc/1/root"
+
+
+def machine_s_root() -> str:
+    """Return where the machine's file systems are as PID 1 has them; empty where this process has the same.
+
+    A file system that is unmounted stays in a mount namespace of a service's own: nobody would see what is put there.
+    """
+    try:
+        os.stat(f"{_PID_1_ROOT}/.")
+        same = os.readlink("/proc/1/ns/mnt") == os.readlink("/proc/self/ns/mnt")
+    except OSError:
+        return ""  # an ordinary user's, say
+    return "" if same else _PID_1_ROOT
 
 
 class Pinned:

@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--debugger", metavar="NAME", default="gdb", help="another one; gdb unless told")
     parser.add_argument("--identity", metavar="FILE", help="the private key, of age or ssh, for an encrypted core")
-    parser.add_argument("--cache", metavar="DIR", default=debug_cache.PATH, help="debug files fetched (%(default)s)")
+    parser.add_argument("--cache", metavar="DIR", help=f"debug files fetched ({debug_cache.PATH})")
     parser.add_argument("--exe", metavar="FILE", help="the executable, where it is not where it was")
 
 
@@ -51,8 +51,12 @@ def run(args: argparse.Namespace) -> int:
     exe = args.exe or _executable(victim["exe"])
     if exe is None:
         terminal.note(f"no executable {printable(victim['exe'] or '')} is there: no symbols; --exe FILE names another")
+    if args.cache is not None and not os.path.isdir(f"{args.cache}/.build-id"):
+        terminal.note(
+            f"{args.cache}: no debug files are there; `coresnap symbols fetch --cache` fills such a directory"
+        )
     os.set_inheritable(core_fd, True)
-    argv = _argv(debugger, exe, f"/proc/self/fd/{core_fd}", args.arguments, args.cache)
+    argv = _argv(debugger, exe, f"/proc/self/fd/{core_fd}", args.arguments, args.cache or debug_cache.PATH)
     environment = {name: value for name, value in os.environ.items() if name not in ("DEBUGINFOD_URLS", "PAGER")}
     os.execve(debugger, argv, environment)
 

@@ -26,7 +26,7 @@ from coresnap.capture.victim import Victim
 from coresnap.cli import dumps, terminal, words
 from coresnap.cli.terminal import Progress
 from coresnap.ground import elf, settings
-from coresnap.ground.errors import BadInput, CoresnapError, NoInput
+from coresnap.ground.errors import BadInput, CoresnapError, unreadable
 from coresnap.ground.flat import ArchiveSettings
 from coresnap.ground.log import Log
 
@@ -71,7 +71,7 @@ def _import(path: str, exe: str | None, archive_settings: ArchiveSettings) -> Ou
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
-        raise NoInput(f"{path}: {error.strerror}") from error
+        raise unreadable(path, error) from error
     try:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):

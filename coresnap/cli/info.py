@@ -4,8 +4,8 @@
 Once there is a snapshot, the stacks follow: that of the thread that crashed, then the others, threads with equal stacks
 together. The rounds of a recursion are counted instead, unless --all is given.
 
---fresh makes a new report and shows that: after `coresnap symbols fetch` it has more names, and --cache is the directory
-that its --cache was. The dump, and what has been delivered of it, stay as they are. The core is read with your rights, not
+--fresh makes a new report and shows that: after `coresnap symbols fetch` it has more names; where that had a --cache, give the
+same one here. The dump, and what has been delivered of it, stay as they are. The core is read with your rights, not
 in the sandbox of the service.
 
 --html writes all of it to a new file instead, - is standard output: one page that needs nothing else, for a browser.

@@ -11,6 +11,7 @@ Imported while a crashed process is held: nothing heavier than os, stat and fcnt
 import fcntl
 import os
 import stat
+import time
 
 from coresnap.ground.errors import BadInput
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     Bytes = bytes | bytearray | memoryview
 
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_PAUSE_SECONDS, _PAUSE_MOST_SECONDS = 0.001, 0.03
 _CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
@@ -44,6 +46,17 @@ def _call(operation: str, name: str, function: "Callable[..., T]", *arguments: o
             return function(*arguments, **keywords)
         except InterruptedError:
             continue
+
+
+def within(seconds: float, take: "Callable[[], bool]") -> bool:
+    """Try to take a lock until that succeeds, or so long; say whether it did. Who has it for longer has been stopped."""
+    end, pause_seconds = time.monotonic() + seconds, _PAUSE_SECONDS
+    while not take():
+        if time.monotonic() >= end:
+            return False
+        time.sleep(pause_seconds)
+        pause_seconds = min(2 * pause_seconds, _PAUSE_MOST_SECONDS)
+    return True
 
 
 def open_directory(path: "str | bytes", dir_fd: "int | None" = None) -> int:

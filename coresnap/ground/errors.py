@@ -47,3 +47,11 @@ class BadSettings(CoresnapError):
     """The configuration is wrong or cannot be read. EX_CONFIG."""
 
     exit_status = 78
+
+
+def unreadable(name: str, error: OSError) -> "NoInput | TryLater":
+    """Return what it means that a file that was named cannot be opened or read: what is not of its path, as EIO, may pass."""
+    from errno import EACCES, ELOOP, ENAMETOOLONG, ENOENT, ENOTDIR, ENXIO, EPERM  # not while a process is held
+
+    of_path = (ENOENT, ENOTDIR, ELOOP, ENAMETOOLONG, ENXIO, EACCES, EPERM)
+    return (NoInput if error.errno in of_path else TryLater)(f"{name}: {error.strerror}")

@@ -15,10 +15,12 @@ Imported while a crashed process is held.
 """
 
 import _blake2  # hashlib would load OpenSSL, in ten times as long as all of archive takes
+import errno
 import fcntl
 import os
 import struct
-import time
+
+from coresnap.ground import durable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -38,7 +40,7 @@ _TABLE_BYTES = _HEAD_BYTES + BUCKETS * _BUCKET_BYTES
 _NAME_BYTES = 79
 _COUNT_MAX = (1 << 32) - 1
 _TOTAL_MAX = (1 << 64) - 1
-_LOCK_SECONDS, _LOCK_PAUSE_SECONDS = 1.0, 0.001
+_LOCK_SECONDS = 3.0
 
 
 class Limit:
@@ -177,15 +179,15 @@ class _Table:
         os.close(self.fd)
 
     def _lock(self) -> None:
-        end = time.monotonic() + _LOCK_SECONDS
-        while True:
-            try:
-                fcntl.lockf(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, 0)
-                return
-            except (BlockingIOError, PermissionError):
-                if time.monotonic() >= end:
-                    raise
-                time.sleep(_LOCK_PAUSE_SECONDS)
+        if not durable.within(_LOCK_SECONDS, self._try_lock):
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    def _try_lock(self) -> bool:
+        try:
+            fcntl.lockf(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, 0)
+        except (BlockingIOError, PermissionError):
+            return False
+        return True
 
     def _secret(self, dir_fd: int) -> bytes:
         head = os.pread(self.fd, len(_MAGIC) + _SECRET_BYTES, 0)

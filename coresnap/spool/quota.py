@@ -6,9 +6,9 @@ dumps hold on disk; each further entry is a live capture's: what of its reservat
 written, which is in the file system but not yet in that count. A capture owns an entry as long as
 it holds the record lock of the byte with its number, so a reservation ends with its capture, however that ends. Whoever
 takes or raises a reservation does so under the lock of the byte behind the table; a capture lowers its own entry
-freely, and only after the bytes are in the file system: between the two they count twice, never not at all. That lock is waited
-for a few seconds: who has it for longer has been stopped, and no process is held for that. Without it two captures may find
-the same room, and a count be lost until purge counts anew; no entry is ever two captures'.
+freely, and only after the bytes are in the file system: between the two they count twice, never not at all. That lock each
+capture waits for a few seconds in all: who has it for longer has been stopped, and no process is held for that. Without it two
+captures may find the same room, and a count be lost until purge counts anew; no entry is ever two captures'.
 
 The locks are those of open file descriptions, fcntl(2): one process may have several captures that are not finished yet.
 
@@ -21,18 +21,20 @@ import os
 import struct
 import time
 
+from coresnap.ground import durable
 from coresnap.ground.errors import TryLater
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from coresnap.spool.stages import Spool
 
+NAME = "reservations"
 ENTRIES = 4096
 STEP_LEAST_BYTES, STEP_MOST_BYTES = 1 << 20, 64 << 20
 _MUTEX = ENTRIES
 _ENTRY = struct.Struct("<QQ")
 _TABLE_BYTES = ENTRIES * _ENTRY.size
-_LOCK_SECONDS, _PAUSE_SECONDS, _PAUSE_MOST_SECONDS = 3.0, 0.001, 0.03
+_LOCK_SECONDS = 3.0
 #: struct flock: type, whence, start, length, pid.
 _FLOCK = struct.Struct("@hhqqi4x")
 
@@ -44,10 +46,20 @@ class QuotaExceeded(TryLater):
 class Reservation:
     """The room that one capture has left. Close it when its bytes are on disk.
 
-    It is `exact` unless the table's lock was not to be had, which is waited for once.
+    It is `exact` unless the table's lock was not to be had, or the table could not be written.
     """
 
-    __slots__ = ("_ceiling_bytes", "_entry", "_fd", "_percent", "_root_fd", "exact", "left_bytes", "written_bytes")
+    __slots__ = (
+        "_ceiling_bytes",
+        "_entry",
+        "_fd",
+        "_patience_seconds",
+        "_percent",
+        "_root_fd",
+        "exact",
+        "left_bytes",
+        "written_bytes",
+    )
 
     def __init__(self, spool: "Spool", quota_percent: int, ceiling_bytes: int, need_bytes: int) -> None:
         """Reserve `need_bytes`. Raises QuotaExceeded."""
@@ -55,6 +67,7 @@ class Reservation:
         self._percent = quota_percent
         self._ceiling_bytes = ceiling_bytes
         self._entry = 0
+        self._patience_seconds = _LOCK_SECONDS
         self.exact = True
         self.left_bytes = self.written_bytes = 0
         self._fd = open_table(spool)
@@ -76,8 +89,10 @@ class Reservation:
             _set_lock(self._fd, fcntl.F_OFD_SETLK, fcntl.F_UNLCK, _MUTEX)
 
     def _lock_table(self) -> None:
-        if not _lock_table(self._fd, _LOCK_SECONDS if self.exact else 0):
+        began = time.monotonic()
+        if not _lock_table(self._fd, self._patience_seconds):
             self.exact = False
+        self._patience_seconds = max(0.0, self._patience_seconds - (time.monotonic() - began))
 
     def _outstanding(self, table: "list[tuple[int, int]]") -> "tuple[int, int]":
         """Sum what live captures have left and have written, clear what dead ones left behind, and find an entry."""
@@ -88,7 +103,7 @@ class Reservation:
             used = number < len(table) and any(table[number])
             if number != self._entry and (used or not self._entry) and _try_lock(self._fd, number):
                 if used:
-                    os.pwrite(self._fd, _ENTRY.pack(0, 0), number * _ENTRY.size)
+                    durable.pwrite(self._fd, _ENTRY.pack(0, 0), number * _ENTRY.size)
                 if self._entry:
                     _set_lock(self._fd, fcntl.F_OFD_SETLK, fcntl.F_UNLCK, number)
                 else:
@@ -123,9 +138,12 @@ class Reservation:
                 self.grow(short_bytes)
 
     def trim(self, bytes_: int) -> None:
-        """Give back what is reserved beyond so many bytes."""
+        """Give back what is reserved beyond so many bytes. Raises nothing: what is too much ends with the capture."""
         if self.left_bytes > bytes_:
-            self._put(bytes_)
+            try:
+                self._put(bytes_)
+            except OSError:
+                self.exact = False
 
     def spend(self, written_bytes: int) -> None:
         """Take what has been written, and was ensured before, off the reservation."""
@@ -133,17 +151,23 @@ class Reservation:
         self._put(max(0, self.left_bytes - written_bytes))
 
     def _put(self, left_bytes: int) -> None:
-        os.pwrite(self._fd, _ENTRY.pack(left_bytes, self.written_bytes), self._entry * _ENTRY.size)
+        durable.pwrite(self._fd, _ENTRY.pack(left_bytes, self.written_bytes), self._entry * _ENTRY.size)
         self.left_bytes = left_bytes
 
     def close(self, kept_bytes: int = 0) -> None:
-        """End the reservation; `kept_bytes` on disk now belong to the spool."""
-        if kept_bytes:
-            self._lock_table()
-            _add_used(self._fd, kept_bytes)
-        self.written_bytes = 0
-        self._put(0)
-        _set_lock(self._fd, fcntl.F_OFD_SETLK, fcntl.F_UNLCK, self._entry)  # a child may have the descriptor, too
+        """End the reservation; `kept_bytes` on disk now belong to the spool. Raises nothing: a core is worth more than a count."""
+        try:
+            if kept_bytes:
+                self._lock_table()
+                _add_used(self._fd, kept_bytes)
+            self.written_bytes = 0
+            self._put(0)
+        except OSError:
+            self.exact = False
+        try:
+            _set_lock(self._fd, fcntl.F_OFD_SETLK, fcntl.F_UNLCK, self._entry)  # a child may have the descriptor, too
+        except OSError:
+            self.exact = False
         os.close(self._fd)
 
 
@@ -162,13 +186,7 @@ def _try_lock(fd: int, number: int) -> bool:
 
 def _lock_table(fd: int, seconds: float) -> bool:
     """Wait for so long until nobody else counts; say whether that came to be."""
-    end, pause_seconds = time.monotonic() + seconds, _PAUSE_SECONDS
-    while not _try_lock(fd, _MUTEX):
-        if time.monotonic() >= end:
-            return False
-        time.sleep(pause_seconds)
-        pause_seconds = min(2 * pause_seconds, _PAUSE_MOST_SECONDS)
-    return True
+    return durable.within(seconds, lambda: _try_lock(fd, _MUTEX))
 
 
 def check_free(disk: os.statvfs_result, percent: int, wanted_bytes: int) -> None:
@@ -187,7 +205,7 @@ def check_free(disk: os.statvfs_result, percent: int, wanted_bytes: int) -> None
 
 def open_table(spool: "Spool") -> int:
     """Return a descriptor of the spool's table of reservations, made where it is missing."""
-    fd = os.open("reservations", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=spool.root_fd)
+    fd = os.open(NAME, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=spool.root_fd)
     if os.fstat(fd).st_size < _TABLE_BYTES:
         os.posix_fallocate(fd, 0, _TABLE_BYTES)
         if os.fstat(fd).st_uid != spool.uid:
@@ -227,6 +245,6 @@ def _add_used(fd: int, more_bytes: int) -> None:
     """Do so, and unlock the table."""
     try:
         used_bytes = _ENTRY.unpack(os.pread(fd, _ENTRY.size, 0))[0]
-        os.pwrite(fd, _ENTRY.pack(max(0, used_bytes + more_bytes), 0), 0)
+        durable.pwrite(fd, _ENTRY.pack(max(0, used_bytes + more_bytes), 0), 0)
     finally:
         _set_lock(fd, fcntl.F_OFD_SETLK, fcntl.F_UNLCK, _MUTEX)

@@ -30,6 +30,7 @@ STAGING, PENDING, SENDING, COMMITTED, FAILED = STAGES = ("staging", "pending", "
 
 #: Where a core has a name that stays, whichever stage its dump is in.
 LINKS = "by-uuid"
+_SHARE_SECONDS = 3.0
 #: What is encrypted has this at its end.
 AGE = ".age"
 #: A dump has one of them; more for the moment between the one and the other.
@@ -39,7 +40,6 @@ ASSETS = "assets.tar"
 #: What is being removed lies in staging under this prefix.
 REMOVED = ".removed-"
 
-_PID_1_ROOT = "/proc/1/root"
 _HINTS = {
     errno.ENOENT: "`coresnapd --prepare` makes it",
     errno.EACCES: "ask as root, or as the user that the spool belongs to",
@@ -140,7 +140,7 @@ class Spool:
     def new(self) -> Dump:
         """Make an empty dump in staging, locked. Raises OSError."""
         staging = self.stage_fds[STAGING]
-        fcntl.flock(staging, fcntl.LOCK_SH)  # see abandoned()
+        durable.within(_SHARE_SECONDS, lambda: _share(staging))
         try:
             uuid = new_uuid()
             dump = Dump(uuid, STAGING, durable.mkdir(staging, uuid, 0o700, self.uid, self.gid))
@@ -153,7 +153,8 @@ class Spool:
         """Yield the dumps in staging whose writer has died, locked; remove what was half removed.
 
         A new dump is made and locked under a shared lock of staging, so one moment of the exclusive lock, after the
-        listing, is enough to know that a listed dump without a lock has lost its writer.
+        listing, is enough to know that a listed dump without a lock has lost its writer. Who is stopped in that moment
+        has listed before: a capture that goes on without the lock, after a few seconds, makes a dump that is not listed.
         """
         staging = self.stage_fds[STAGING]
         names = os.listdir(staging)
@@ -281,17 +282,13 @@ class Spool:
         dump.close()
 
 
-def machine_s_root() -> str:
-    """Return where the machine's file systems are as PID 1 has them; empty where this process has the same.
-
-    A file system that is unmounted stays in a mount namespace of a service's own: nobody would see what is put there.
-    """
+def _share(staging: int) -> bool:
+    """Lock staging with others that make dumps there; say no where a sweep has it."""
     try:
-        os.stat(f"{_PID_1_ROOT}/.")
-        same = os.readlink("/proc/1/ns/mnt") == os.readlink("/proc/self/ns/mnt")
-    except OSError:
-        return ""  # an ordinary user's, say
-    return "" if same else _PID_1_ROOT
+        fcntl.flock(staging, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def prepare(path: str, uid: int, gid: int) -> None:

@@ -80,7 +80,13 @@ def _children(pid: int) -> list[int]:
 def _holds(pid: int, pipe_fd: int) -> bool:
     """Say whether the process has an end of the pipe open."""
     pipe = os.fstat(pipe_fd)
-    return any(entry.stat().st_ino == pipe.st_ino for entry in Path(f"/proc/{pid}/fd").iterdir() if entry.exists())
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            if entry.stat().st_ino == pipe.st_ino:
+                return True
+        except FileNotFoundError:
+            continue  # it has been closed meanwhile
+    return False
 
 
 def test_what_is_handed_over_is_captured(tmp_path: Path, site: Site) -> None:

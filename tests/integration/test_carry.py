@@ -43,6 +43,13 @@ class _Waiting:
     def note(self) -> Path:
         return self.note_directory / str(self.process.pid)
 
+    def has_left_its_note(self) -> bool:
+        """Say whether it has its note open, the last that it needs. It may go on, or end, at any moment."""
+        try:
+            return self.note.exists() and bool(Path(f"/proc/{self.process.pid}/fd/7").read_text())
+        except OSError:
+            return False
+
     def kernel_lets_go(self) -> None:
         """Close the kernel's end of the pipe."""
         os.close(self.kernel_fd)
@@ -104,8 +111,7 @@ def _waiting(run: Path, victim: int, exe: str = "!a b*$(id)", before: str = "") 
     with Watch(fd) as watch:
         waiting = _Waiting(run, path, victim, exe, before)
         try:
-            note = Path(f"/proc/{waiting.process.pid}/fd/7")  # the last that it needs; it may have gone on already
-            while waiting.process.poll() is None and not (waiting.note.exists() and note.exists() and note.read_text()):
+            while waiting.process.poll() is None and not waiting.has_left_its_note():
                 select.select([watch.fd], [], [], 0.02)
                 watch.drain()
             yield waiting
@@ -217,6 +223,17 @@ def test_whose_core_is_lost_as_one_that_waits_is_killed_is_known_once(
         assert not list((run / "waiting").iterdir())
 
 
+def test_another_process_of_its_number_does_not_hide_that_it_was_killed(
+    run: Path, victim: subprocess.Popen[bytes]
+) -> None:
+    note = run / "waiting" / str(os.getpid())
+    note.write_bytes(b"")
+    assert list(carry.killed(str(run))) == [], "one that has not written its note yet"
+    note.write_bytes(b"1\x002\x00")
+    assert list(carry.killed(str(run))) == [["1", "2"]]
+    assert not note.exists()
+
+
 def test_what_was_taken_before_is_not_lost(run: Path, victim: subprocess.Popen[bytes]) -> None:
     """Who carried it was killed, and who waited."""
     with _somebody_carries(run), _waiting(run, victim.pid) as waiting:
@@ -276,7 +293,7 @@ def test_what_another_offers_just_now_is_not_offered_twice(run: Path, victim: su
 def test_who_has_waited_learns_whether_it_was_taken(tmp_path: Path, taken: bool) -> None:
     """The lock is the service's, too, which has the note from who offered it: it may have died meanwhile."""
     path = tmp_path / str(os.getpid())
-    path.write_bytes(b"1\02\0")
+    path.write_bytes(b"1\x002\x00")
     own_fd, offered_fd = os.open(path, os.O_WRONLY), os.open(path, os.O_RDWR)
     fcntl.flock(offered_fd, fcntl.LOCK_EX)
     service_fd = os.dup(offered_fd)

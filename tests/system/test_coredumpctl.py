@@ -85,7 +85,7 @@ def test_a_journal_that_is_away_holds_nothing_up(enabled: Machine) -> None:
     # What was processed meanwhile is told of later: coresnapd looks once a minute.
     late = f"COREDUMP_FILENAME=/var/lib/coresnap/by-uuid/{dump['uuid']}.core.zst"
     until(enabled, f"journalctl --no-pager -q -b {late} | grep -q .", 180)
-    assert enabled.sh("ls /var/lib/coresnap/unjournaled").stdout == ""
+    until(enabled, '[ -z "$(ls /var/lib/coresnap/unjournaled)" ]')
     listed = enabled.sh("coredumpctl list --no-pager --no-legend").stdout.splitlines()
     assert len(listed) == 2
     assert all("present" in line for line in listed)

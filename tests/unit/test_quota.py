@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import signal
@@ -14,9 +15,15 @@ from pathlib import Path
 
 import pytest
 
+from coresnap.capture.capture import OVERHEAD_BYTES, Capture
+from coresnap.capture.finish import finish
+from coresnap.capture.source import Source
+from coresnap.capture.victim import Victim
+from coresnap.ground import durable, settings
 from coresnap.spool import quota, removal, stages
 from coresnap.spool.quota import QuotaExceeded, Reservation
 from coresnap.spool.stages import Spool
+from tests.support import spools
 
 MIB = 1 << 20
 _REPOSITORY = Path(__file__).parents[2]
@@ -116,7 +123,9 @@ def test_spending_grows_the_reservation_up_to_the_ceiling(spool: Spool) -> None:
 
 def test_small_captures_keep_no_room_from_each_other(spool: Spool) -> None:
     """A storm of small processes whose cores take a little more than was foreseen: each takes about that, and no step."""
-    storm = [Reservation(spool, 0, 100 * MIB, MIB) for _crash in range(40)]
+    storm = [
+        Reservation(spool, 0, 105 * MIB, MIB) for _crash in range(40)
+    ]  # none has room for 64 MiB beside the others
     for reservation in storm:
         reservation.ensure(MIB + MIB // 4)
         reservation.spend(MIB // 4)
@@ -149,6 +158,37 @@ def test_what_a_core_has_not_taken_is_given_back(spool: Spool) -> None:
     reservation.trim(2 * MIB)
     assert reservation.left_bytes == MIB
     reservation.close()
+
+
+def test_a_table_that_cannot_be_written_ends_no_capture(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where blocks are never written in place a full disk forbids that, too: the core is cut short then, and kept."""
+    reservation = Reservation(spool, 0, 0, 10 * MIB)
+
+    def full(operation: str, _name: str) -> None:
+        if operation == "write":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(durable, "fault", full)
+    reservation.trim(MIB)
+    reservation.close(MIB)
+    assert not reservation.exact
+    monkeypatch.undo()
+    Reservation(spool, 0, 10 * MIB, 9 * MIB).close()
+
+
+def test_what_a_core_did_not_need_is_given_back_before_the_dump_is_finished(tmp_path: Path) -> None:
+    made = spools.make(tmp_path)
+    core = tmp_path / "core"
+    core.write_bytes(b"\x7fELF\2\1\1" + bytes(9) + b"\4\0" + bytes(20 * MIB))
+    capture = Capture(settings.archive_settings(settings.load(str(made.configuration))), Victim(), "import", 0)
+    with core.open("rb") as file:
+        capture.hold(Source(file.fileno(), "import"), None)
+    reservation = capture.reservation
+    assert reservation is not None
+    assert reservation.left_bytes > 20 * MIB
+    capture.wait_for_host()
+    assert reservation.left_bytes == OVERHEAD_BYTES
+    finish(capture)
 
 
 def test_what_is_kept_counts_and_what_goes_does_not(spool: Spool) -> None:

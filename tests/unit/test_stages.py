@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -120,6 +121,14 @@ def test_only_dumps_without_a_writer_are_abandoned(spool: Spool) -> None:
         assert [dump.uuid for dump in found] == [dead.uuid]
         found[0].close()
     alive.close()
+
+
+def test_a_sweep_that_is_stopped_holds_no_capture(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stages, "_SHARE_SECONDS", 0.2)
+    with Spool(spool.path) as other:
+        fcntl.flock(other.stage_fds[stages.STAGING], fcntl.LOCK_EX)
+        with spool.new() as dump:
+            assert list(spool.uuids(stages.STAGING)) == [dump.uuid]
 
 
 def test_foreign_entries_are_seen_and_left_alone(spool: Spool) -> None:

@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
+from coresnap.ground import durable
 from coresnap.ground.log import Log
 from coresnap.spool import record, removal, stages, unjournaled
 from tests.support import spools
@@ -121,3 +124,27 @@ def test_one_whose_record_cannot_be_read_keeps_no_other_back(made: Made, journal
     _note(made, torn, whole)
     assert _tell(made) == 1
     assert [entry["CORESNAP_DUMP"] for entry in journal.entries] == [whole]
+
+
+def test_a_full_disk_does_not_have_it_told_again_and_again(
+    made: Made, journal: _Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uuids = [spools.add(made, stages.COMMITTED, report=_REPORT) for _dump in range(2)]
+    _note(made, *uuids)
+
+    def full(operation: str, _name: str) -> None:
+        if operation in ("create", "write"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(durable, "fault", full)
+    _tell(made)
+    _tell(made)
+    assert sorted(entry["CORESNAP_DUMP"] for entry in journal.entries) == sorted(uuids)
+
+
+def test_while_it_is_away_what_has_gone_is_forgotten_all_the_same(made: Made, journal: _Journal) -> None:
+    uuid = spools.add(made, stages.COMMITTED, report=_REPORT)
+    _note(made, uuid, stages.new_uuid())
+    journal.away = True
+    assert _tell(made) == 0
+    assert _noted(made) == [uuid]

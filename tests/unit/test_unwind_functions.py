@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from coresnap.snapshot.unwind import functions
 from tests.crash import crash
 from tests.support import errors
 from tests.unit.test_snapshot import report_of
@@ -29,6 +30,21 @@ int main(int count, char **arguments) {
     return (arguments[1][0] == 'o' ? outer(0) : chain(0)) + 1;
 }
 """
+
+
+@pytest.mark.parametrize(
+    ("code", "is_indirect"),
+    [
+        ("48 8b 87 e8 00 00 00 ff e0", True),  # mov 0xe8(%rdi),%rax; jmp *%rax
+        ("48 8b 87 e0 00 00 00 ff e0", True),
+        ("ff 25 00 10 00 00", True),  # jmp *0x1000(%rip)
+        ("e8 10 f0 ff ff 66 90", False),  # call backwards; nop
+        ("0f 84 10 f0 ff ff 66 90", False),
+        ("48 01 d0 ff e0", False),  # add %rdx,%rax; jmp *%rax: a switch
+    ],
+)
+def test_what_is_a_jump_to_an_unknown_place(code: str, *, is_indirect: bool) -> None:
+    assert bool(functions._INDIRECT.search(bytes.fromhex(code))) is is_indirect
 
 
 @pytest.fixture(scope="module")

@@ -29,9 +29,10 @@ _JUMPS_MAX = 3
 _REACHED_MAX = 64
 #: Jumps by a displacement of 4 bytes or of 1, always or on a condition, wherever an instruction may begin.
 _DIRECT = re.compile(rb"(?=(?:\xe9|\x0f[\x80-\x8f])(.{4})|[\xeb\x70-\x7f](.))", re.DOTALL)
-#: Jumps to where a register or memory tells; not the end of a displacement, nor a jump into a switch, whose table has distances.
+#: Jumps to where a register or memory tells; not the end of a displacement that leads back, by less than 4 MB, nor a jump into a
+#: switch, whose table has distances.
 _INDIRECT = re.compile(
-    rb"(?<![\xe8\xe9]...)(?<!\x0f[\x80-\x8f]...)(?<![\x48-\x4f]\x01.)(?<![\x48-\x4f]\x01.\x3e)"
+    rb"(?<![\xe8\xe9]..[\xc0-\xff])(?<!\x0f[\x80-\x8f]..[\xc0-\xff])(?<![\x48-\x4f]\x01.)(?<![\x48-\x4f]\x01.\x3e)"
     rb"\xff[\x20-\x27\x60-\x67\xa0-\xa7\xe0-\xe7]",
     re.DOTALL,
 )
