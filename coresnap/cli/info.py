@@ -87,6 +87,8 @@ def run(args: argparse.Namespace) -> int:
     if args.cache is not None and not args.fresh:
         terminal.note("info: --cache goes with --fresh")
         return 2
+    if args.cache is not None and not os.path.isdir(args.cache):
+        terminal.note(f"info: {args.cache}: no such directory, so no debug files")
     in_force = settings.load(args.settings)
     with dumps.open_to_read(in_force.dump_root) as spool, dumps.open_dump(spool, args.dump) as dump:
         document = dumps.load_record(dump)

@@ -106,13 +106,13 @@ def _doubling(times: int) -> str:
 
 def test_a_symbol_that_takes_too_long_costs_its_own_name_only() -> None:
     missing: list[str] = []
-    started = time.monotonic()
+    started = time.process_time()
     symbols = ["_Z1av", _doubling(30), "_Z1zv", "_Z" + "N" * 10000, "_Z1f" + "P" * 16000 + "i"]
     names = demangle(symbols, missing)
     assert {symbol: name for symbol, name in names.items() if len(symbol) < 20} == {"_Z1av": "a()", "_Z1zv": "z()"}
     assert _doubling(30) not in names
     assert missing == ["names of C++: 1 took too long or too much to be demangled"]
-    assert time.monotonic() - started < 2
+    assert time.process_time() - started < 5
 
 
 def test_many_of_them_are_given_up() -> None:
@@ -238,10 +238,10 @@ def test_names_of_a_rust_program_are_binutils(tmp_path: Path, mangling: str) -> 
     ],
 )
 def test_symbols_of_rust_that_are_damaged_end_soon(symbol: str) -> None:
-    started = time.monotonic()
+    started = time.process_time()
     name = rust.demangle(symbol)
     assert name is None or len(name) <= 16 << 10
-    assert time.monotonic() - started < 1
+    assert time.process_time() - started < 5
 
 
 def test_a_back_reference_cannot_double_without_end() -> None:
@@ -253,6 +253,6 @@ def test_a_back_reference_cannot_double_without_end() -> None:
         place = digit[number] if number < 62 else digit[number // 62] + digit[number % 62]
         at = len(symbol) - 2
         symbol += f"TB{place}_B{place}_E"
-    started = time.monotonic()
+    started = time.process_time()
     assert rust.demangle(symbol + "E") is None
-    assert time.monotonic() - started < 1
+    assert time.process_time() - started < 5

@@ -203,7 +203,7 @@ def test_an_asset_that_lies(core: Path, tmp_path: Path, make: Callable[[], bytes
     done = run(
         *("-o-", "--resource", path, "--core", core),
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (128 << 20, 128 << 20)),
-        timeout=5,
+        timeout=60,
     )
     assert (done.returncode, done.stderr) == (0, b"")
     report = json.loads(done.stdout)
