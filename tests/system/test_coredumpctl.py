@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from tests.system.debugged import frames
 from tests.system.machine import Machine
 from tests.system.waiting import CRASH, no_journal, until
@@ -67,6 +69,7 @@ def test_the_core_s_name_goes_with_the_core(enabled: Machine) -> None:
     assert "missing" in enabled.sh("coredumpctl list --no-pager --no-legend").stdout
 
 
+@pytest.mark.long
 def test_a_journal_that_is_away_holds_nothing_up(enabled: Machine) -> None:
     """Nor do those who were started meanwhile, with no journal there, stay without it."""
     enabled.sh("systemctl stop coresnap-processor.service coresnap-sender.service")
