@@ -33,7 +33,8 @@ def spool_or_none(root: str, within: str) -> Iterator[Spool | None]:
 def sweep_after(log: Log, settings: ArchiveSettings, spool: Spool | None, taken: Sequence[Taken]) -> None:
     """Keep, or put on record, what captures have left in staging that were killed, and what these had taken. Raises OSError."""
     if spool is not None:
-        for outcome in sweep(spool, settings, {crash.uuid: crash.victim for crash in taken if crash.uuid}):
+        victims = {crash.uuid: crash.victim for crash in taken if crash.uuid}
+        for outcome in sweep(spool, settings, victims, {crash.uuid for crash in taken if crash.is_offered}):
             tell_swept(log, outcome)
     for crash in taken:
         # Until it is in staging archive has what it hands over, too. What the kernel handed over is nobody else's.

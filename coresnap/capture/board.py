@@ -16,20 +16,24 @@ from coresnap.capture.victim import Victim
 FREE, WAITS, CAPTURES = b"\0", b"w", b"c"
 
 _HEAD = struct.Struct("=24sQ")
-_MARK = b"coresnap-board 1"
-#: pid, uid, gid, signal; comm, the dump's UUID. A number that is not known is -1.
-_CRASH = struct.Struct("=qqqq16s36s")
+_MARK = b"coresnap-board 2"
+#: pid, uid, gid, signal; comm, the dump's UUID; whether archive has it still. A number that is not known is -1.
+_CRASH = struct.Struct("=qqqq16s36s?")
 _NUMBERS = ("pid", "uid", "gid", "signal")
-_NOBODY = _CRASH.pack(-1, -1, -1, -1, b"", b"")
+_NOBODY = _CRASH.pack(-1, -1, -1, -1, b"", b"", False)
 _PLACES_MAX = 1 << 16
 
 
 @dataclass(frozen=True)
 class Taken:
-    """A crash that a worker has taken; `uuid` is its dump's once that is in staging, and empty before."""
+    """A crash that a worker has taken; `uuid` is its dump's once that is in staging, and empty before.
+
+    `is_offered`: archive has not been told yet that it was taken, and captures it by itself where the worker is killed.
+    """
 
     victim: Victim
     uuid: str
+    is_offered: bool = False
 
 
 class Board:
@@ -71,12 +75,16 @@ class Board:
         self._bytes[at : at + _CRASH.size] = _NOBODY
         self._bytes[_HEAD.size + place : _HEAD.size + place + 1] = state
 
-    def name(self, place: int, victim: Victim, uuid: str = "") -> None:
-        """Say whose crash the worker of that place has taken, and in which dump it is."""
+    def name(self, place: int, victim: Victim, uuid: str = "", *, is_offered: bool = False) -> None:
+        """Say whose crash the worker of that place has taken, and in which dump it is; see Taken."""
         at = self._crashes_at + place * _CRASH.size
         numbers = (-1 if (number := getattr(victim, name)) is None else number for name in _NUMBERS)
         comm = (victim.comm or "").encode("utf-8", "replace")[:16]
-        self._bytes[at : at + _CRASH.size] = _CRASH.pack(*numbers, comm, uuid.encode())
+        self._bytes[at : at + _CRASH.size] = _CRASH.pack(*numbers, comm, uuid.encode(), is_offered)
+
+    def take(self, place: int) -> None:
+        """Say that archive is about to be told that the crash has been taken."""
+        self._bytes[self._crashes_at + (place + 1) * _CRASH.size - 1] = 0
 
     def at(self, place: int) -> bytes:
         """Return what the worker of that place does."""
@@ -99,12 +107,12 @@ def open_board(size: int, warn: Callable[[str], None]) -> Board:
 
 
 def _taken(data: bytes) -> Taken:
-    *numbers, comm, uuid = _CRASH.unpack(data)
+    *numbers, comm, uuid, is_offered = _CRASH.unpack(data)
     victim = Victim()
     for name, number in zip(_NUMBERS, numbers, strict=True):
         setattr(victim, name, None if number < 0 else number)
     victim.comm = comm.rstrip(b"\0").decode("utf-8", "replace") or None
-    return Taken(victim, uuid.rstrip(b"\0").decode("ascii", "replace"))
+    return Taken(victim, uuid.rstrip(b"\0").decode("ascii", "replace"), is_offered)
 
 
 def _left(fd: int) -> list[Taken]:

@@ -25,7 +25,7 @@ from coresnap.spool.stages import Dump, Spool
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Collection, Iterator, Mapping
 
 #: What is cut off a core that filled the disk, so that its record finds room.
 _ROOM_BYTES = 1 << 20
@@ -293,16 +293,23 @@ def _close(capture: Capture) -> None:
 
 
 def sweep(
-    spool: Spool, settings: ArchiveSettings, victims: "Mapping[str, Victim] | None" = None
+    spool: Spool,
+    settings: ArchiveSettings,
+    victims: "Mapping[str, Victim] | None" = None,
+    offered: "Collection[str]" = (),
 ) -> "Iterator[Outcome]":
     """End the captures whose archive was killed: keep what can be kept, put the rest on record.
 
-    `victims` are the crashed processes by their dumps' UUIDs, as far as they are known.
+    `victims` are the crashed processes by their dumps' UUIDs, as far as they are known. The dumps that are `offered` are of
+    crashes that archive captures by itself, in another dump, if no byte of the core is here.
     """
     for dump in spool.abandoned():
         victim = (victims or {}).get(dump.uuid) or Victim()
         capture = Capture(settings, victim, "salvage", time.monotonic_ns())
         capture.spool, capture.dump = spool, dump
+        if dump.uuid in offered and not _has_bytes(dump):
+            spool.remove(dump)
+            continue
         if _is_complete(dump):
             spool.move(dump, stages.PENDING)
             dump.close()
@@ -316,6 +323,10 @@ def sweep(
             capture.fail(error)
             capture.reason = "interrupted"
         yield finish(capture)
+
+
+def _has_bytes(dump: Dump) -> bool:
+    return durable.exists(dump.fd, CORE) and os.stat(CORE, dir_fd=dump.fd, follow_symlinks=False).st_size > 0
 
 
 def _is_complete(dump: Dump) -> bool:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import socket
 import struct
+from collections.abc import Callable
 
 from coresnap.capture import handover
 from coresnap.capture.handover import HandedOver
@@ -16,8 +17,10 @@ from coresnap.ground.errors import BadInput
 _PEER = struct.Struct("=iII")
 
 
-def from_archive(connection: socket.socket, fds: list[int]) -> tuple[Victim, Source, str, int]:
-    """Take what archive hands over, its descriptors into `fds`.
+def from_archive(
+    connection: socket.socket, fds: list[int], on_take: Callable[[], None] | None = None
+) -> tuple[Victim, Source, str, int]:
+    """Take what archive hands over, its descriptors into `fds`; `on_take` is called just before archive is told that it is ours.
 
     Raises Withdrawn where archive has given up waiting, BadInput where it is not archive, or not root.
     """
@@ -43,4 +46,4 @@ def from_archive(connection: socket.socket, fds: list[int]) -> tuple[Victim, Sou
     victim = from_core_pattern(arguments)
     victim.pidfd = fds[2] if len(fds) > 2 else None
     note_fd = fds[3] if len(fds) > 3 else -1
-    return victim, HandedOver(fds[0], connection, note_fd), f"/proc/self/fd/{fds[1]}", started_nsec
+    return victim, HandedOver(fds[0], connection, note_fd, on_take), f"/proc/self/fd/{fds[1]}", started_nsec

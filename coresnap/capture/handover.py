@@ -20,6 +20,7 @@ from coresnap.capture.source import Source, Withdrawn
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Callable
 
 PATH = "/run/coresnap/handover"
 HEADER = b"coresnap-handover 2"
@@ -94,11 +95,21 @@ def read(message: bytes) -> "tuple[int, list[str]] | None":
 class HandedOver(Source):
     """A core that archive offers; it is ours from the answer on."""
 
-    def __init__(self, pipe_fd: int, connection: "socket.socket", note_fd: int = -1) -> None:
-        """`note_fd` is of the note by which an archive that waits knows that its crash has been taken."""
+    def __init__(
+        self,
+        pipe_fd: int,
+        connection: "socket.socket",
+        note_fd: int = -1,
+        on_take: "Callable[[], None] | None" = None,
+    ) -> None:
+        """`note_fd` is of the note by which an archive that waits knows that its crash has been taken.
+
+        `on_take` is called just before archive is told so.
+        """
         super().__init__(pipe_fd, "handover")
         self._connection = connection
         self._note_fd = note_fd
+        self._on_take = on_take
 
     def fds(self) -> "tuple[int, ...]":
         """Return the pipe and the connection."""
@@ -119,6 +130,8 @@ class HandedOver(Source):
             pass  # archive comes to the same end by itself
 
     def _take(self) -> None:
+        if self._on_take is not None:
+            self._on_take()
         self._connection.send(TAKEN)
         if self._note_fd >= 0:
             try:

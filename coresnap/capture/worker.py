@@ -173,11 +173,13 @@ class Worker:
                     return
                 self.board.name(self.place, victim)
             else:
-                victim, source, proc, started_nsec = from_archive(connection, fds)
+                victim, source, proc, started_nsec = from_archive(connection, fds, lambda: self.board.take(self.place))
             if victim.pidfd is not None and victim.pidfd not in fds:
                 fds.append(victim.pidfd)
             capture = Capture(settings, victim, source.transport, started_nsec, self.within)
-            capture.hold(source, proc, reader, lambda uuid: self.board.name(self.place, victim, uuid))
+            offered = name != "kernel"
+            in_staging = lambda uuid: self.board.name(self.place, victim, uuid, is_offered=offered)  # noqa: E731
+            capture.hold(source, proc, reader, in_staging)
         finally:
             connection.close()
             for fd in fds:

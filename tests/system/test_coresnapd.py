@@ -8,7 +8,7 @@ import re
 from typing import Any
 
 from tests.system.machine import Machine
-from tests.system.waiting import CRASH, until
+from tests.system.waiting import CRASH, dumps, until
 
 _CORE_PATTERN = "/proc/sys/kernel/core_pattern"
 
@@ -121,9 +121,9 @@ def test_a_capture_service_that_fails_for_good_is_done_without(enabled: Machine)
         "systemctl daemon-reload; systemctl restart coresnap-archive.service 2>&1 || true"
     )
     until(enabled, f"grep -q '^|' {_CORE_PATTERN}")
-    before = len(json.loads(enabled.sh("coresnap list --json").stdout))
+    before = len(dumps(enabled))
     enabled.sh(CRASH)
-    assert len(json.loads(enabled.sh("coresnap list --json").stdout)) == before + 1
+    assert len(dumps(enabled)) == before + 1
     enabled.sh(
         "rm /run/systemd/system/coresnap-archive.service.d/broken.conf; systemctl daemon-reload\n"
         "systemctl reset-failed; systemctl restart coresnapd"
