@@ -41,11 +41,10 @@ if __name__ == "__main__":
     sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
 
 import select
-from collections.abc import Sequence
 from typing import NoReturn
 
-from coresnap.capture.aftermath import spool_or_none, sweep_after
-from coresnap.capture.board import CAPTURES, FREE, WAITS, Taken, open_board
+from coresnap.capture.aftermath import settle
+from coresnap.capture.board import CAPTURES, FREE, LEFT, WAITS, Board, former_boards, open_board
 from coresnap.capture.reach import machine_s_root
 from coresnap.capture.victim import Victim
 from coresnap.capture.worker import WAITING, Worker
@@ -72,7 +71,8 @@ class Service:
         self.board = open_board(jobs, log.warning)
         self.within = machine_s_root()
         self.workers: dict[int, int] = {}
-        self.sweeps: set[int] = set()
+        self.sweeper = 0
+        self.sweeps = True  # a former service may have been killed
         self.wanted_fd, self.want_fd = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self.stopped_fd, self.stop_fd = os.pipe2(os.O_CLOEXEC)
 
@@ -81,24 +81,25 @@ class Service:
         gc.collect()
         gc.freeze()  # what has been imported is the workers' too, as long as nobody writes to it
         self._fork_workers()
-        self._sweep_if_needed(self.board.left)
+        self._sweep()
         notify.ready()
         poll = select.poll()
         poll.register(caught.fd, select.POLLIN)
         poll.register(self.wanted_fd, select.POLLIN)
         look_at = time.monotonic() + _LOOK_SECONDS
-        while self.workers or self.sweeps:
+        while self.workers or self.sweeper:
             notify.watchdog()
             notify.status(f"{self.board.count(CAPTURES)} captures under way")
             ready = {fd for fd, _events in poll.poll(max(0.0, look_at - time.monotonic()) * 1000)}
             if time.monotonic() >= look_at:
                 look_at = time.monotonic() + _LOOK_SECONDS
-                self._sweep_if_needed()
+                self.sweeps = True
             if self.wanted_fd in ready:
                 os.read(self.wanted_fd, 4096)
             if caught.fd in ready:
                 caught.drain()
                 self._reap()
+            self._sweep()
             if not caught.stop:
                 self._fork_workers()
             elif self.stop_fd >= 0:
@@ -123,43 +124,49 @@ class Service:
             self.workers[pid] = place
 
     def _reap(self) -> None:
-        """Bury the children that have ended; a capture that was killed has left something to put on record."""
-        while self.workers or self.sweeps:
+        """Bury the children that have ended; what a worker has left is for the sweep, and so long nobody has its place."""
+        while self.workers or self.sweeper:
             pid, status = os.waitpid(-1, os.WNOHANG)
             if not pid:
                 return
-            self.sweeps.discard(pid)
-            place = self.workers.pop(pid, None)
-            if place is None:
+            if pid == self.sweeper:
+                self.sweeper = 0
+                for place in self.board.left():
+                    self._free(place)
                 continue
-            taken = [self.board.taken(place)] if self.board.at(place) == CAPTURES else []
-            self.board.put(place, FREE)
+            place = self.workers.pop(pid)
             if os.WIFSIGNALED(status):
                 self.log.error(f"a capture was killed by signal {os.WTERMSIG(status)}")
-            if status and taken:
-                self._sweep(taken)
+            self._free(place)
+            self.sweeps |= self.board.at(place) == LEFT
 
-    def _sweep_if_needed(self, taken: Sequence[Taken] = ()) -> None:
-        """Sweep where something is in staging: archive may have been killed, or a service with all its workers."""
+    def _free(self, place: int) -> None:
+        self.board.put(place, LEFT if self.board.crashes(place) else FREE)
+
+    def _sweep(self) -> None:
+        """Have a child keep, or put on record, what is left of captures that were killed: archive, a worker, a whole service."""
+        if not self.sweeps or self.sweeper:
+            return
+        self.sweeps = False
         settings, _problem = self.settings.read()
         try:
-            needed = bool(os.listdir(os.path.join(self.within + settings.root, stages.STAGING)))
+            staging = os.listdir(os.path.join(self.within + settings.root, stages.STAGING))
         except OSError:
-            needed = False  # no spool yet
-        if needed or taken:
-            self._sweep(taken)
-
-    def _sweep(self, taken: Sequence[Taken]) -> None:
-        """Have a child keep, or put on record, what captures have left that were killed, and what these had taken."""
-        pid = os.fork()
-        if pid:
-            self.sweeps.add(pid)
+            staging = []  # no spool yet
+        left, former = self.board.left(), former_boards()
+        if not staging and not left and not former:
+            return
+        self.sweeper = os.fork()
+        if self.sweeper:
             return
         try:
-            settings, _problem = self.settings.read()
-            with spool_or_none(settings.root, self.within) as spool:
-                sweep_after(self.log, settings, spool, taken)
-        except (CoresnapError, OSError) as error:
+            crashes = [crash for place in left for crash in self.board.crashes(place)]
+            for board in filter(None, map(Board.former, former)):
+                crashes += board.everything()
+            settle(self.log, settings, self.within, crashes)
+            for path in former:
+                os.unlink(path)
+        except OSError as error:
             self.log.error(f"sweep: {error}")
         finally:
             os._exit(0)

@@ -42,7 +42,7 @@ from contextlib import ExitStack, suppress
 
 from coresnap.capture import carry
 from coresnap.capture.aftermath import lose
-from coresnap.capture.finish import sweep
+from coresnap.capture.sweep import sweep
 from coresnap.capture.tell import tell_swept
 from coresnap.capture.victim import CORE_PATTERN, Victim, from_core_pattern
 from coresnap.ground import flat, notify, program, runner, settings

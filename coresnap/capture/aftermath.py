@@ -6,16 +6,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from coresnap.capture.board import Taken
-from coresnap.capture.finish import sweep
-from coresnap.capture.loss import put_on_record
+from coresnap.capture.board import Crash, Taken
+from coresnap.capture.loss import is_on_record, put_on_record
+from coresnap.capture.sweep import sweep
 from coresnap.capture.tell import tell_swept
 from coresnap.capture.victim import Victim
 from coresnap.ground import catalog
-from coresnap.ground.errors import Refused
+from coresnap.ground.errors import CoresnapError, Refused
 from coresnap.ground.flat import ArchiveSettings
 from coresnap.ground.log import Log
+from coresnap.spool import stages
 from coresnap.spool.stages import Spool
+
+_BEFORE_FIRST_BYTE = "coresnap-capture was killed before the first byte"
 
 
 @contextmanager
@@ -30,21 +33,51 @@ def spool_or_none(root: str, within: str) -> Iterator[Spool | None]:
         yield spool
 
 
-def sweep_after(log: Log, settings: ArchiveSettings, spool: Spool | None, taken: Sequence[Taken]) -> None:
-    """Keep, or put on record, what captures have left in staging that were killed, and what these had taken. Raises OSError."""
-    if spool is not None:
-        victims = {crash.uuid: crash.victim for crash in taken if crash.uuid}
+def settle(log: Log, settings: ArchiveSettings, within: str, crashes: Sequence[Crash]) -> None:
+    """Keep, or put on record, what captures have left in staging that were killed, and what these had; then forget them.
+
+    `crashes` are of workers that have died, or of a service that has. `within`: see Spool. Raises nothing.
+    """
+    found = [(crash, crash.taken()) for crash in crashes]
+    with spool_or_none(settings.root, within) as spool:
+        if spool is not None:
+            _sweep(log, settings, spool, [taken for _crash, taken in found])
+        for crash, taken in found:
+            # Until it has been told otherwise archive has what it hands over. What the kernel hands over is nobody else's.
+            if not taken.is_offered and not _is_known(spool, taken.uuid):
+                lose(log, settings, spool, taken.victim, "interrupted", _BEFORE_FIRST_BYTE, taken.uuid)
+            crash.clear()
+
+
+def _sweep(log: Log, settings: ArchiveSettings, spool: Spool, taken: Sequence[Taken]) -> None:
+    victims = {crash.uuid: crash.victim for crash in taken}
+    try:
         for outcome in sweep(spool, settings, victims, {crash.uuid for crash in taken if crash.is_offered}):
             tell_swept(log, outcome)
-    for crash in taken:
-        # Until it is in staging archive has what it hands over, too. What the kernel handed over is nobody else's.
-        if not crash.uuid and crash.victim.pid is not None:
-            lose(log, settings, spool, crash.victim, "interrupted", "coresnap-capture was killed before the first byte")
+    except (CoresnapError, OSError) as error:
+        log.error(f"sweep: {error}")  # what has not been swept stays in staging for the next one
 
 
-def lose(log: Log, settings: ArchiveSettings, spool: Spool | None, victim: Victim, reason: str, detail: str) -> None:
+def _is_known(spool: Spool | None, uuid: str) -> bool:
+    """Say whether what has become of a crash can be seen: a dump moves on as the stages are listed."""
+    try:
+        kept = spool is not None and any(spool.holds(stage, uuid) for stage in stages.STAGES)
+        return kept or is_on_record(spool, uuid)
+    except OSError:
+        return False
+
+
+def lose(
+    log: Log,
+    settings: ArchiveSettings,
+    spool: Spool | None,
+    victim: Victim,
+    reason: str,
+    detail: str,
+    uuid: str = "",
+) -> None:
     """Say that a core was not kept, and put it on record. Raises nothing."""
-    on_record = put_on_record(spool, settings.root, reason, detail, "", victim)
+    on_record = put_on_record(spool, settings.root, reason, detail, uuid, victim)
     also = "" if on_record else "; the ledger could not take it"
     name = victim.comm or victim.exe or "a process"
     if victim.pid is not None:

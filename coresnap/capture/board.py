@@ -1,32 +1,40 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the workers of the capture service do at the moment, where all of them can see it, and the next service, too.
 
-The board is a file: a service that is killed with all its workers leaves there whose crashes they had taken. Layout:
-_HEAD (a mark, the number of places), a byte of state for each place, a _CRASH for each place.
+The board is a file: a service that is killed with all its workers leaves there whose crashes they had. The next one puts it
+aside, and unlinks it once each of those is kept or on record. Layout: _HEAD (a mark, the number of places), a byte of state
+for each place, CRASHES times _CRASH for each place.
 """
+
+from __future__ import annotations
 
 import mmap
 import os
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
 from coresnap.capture.victim import Victim
+from coresnap.spool.stages import new_uuid
 
-FREE, WAITS, CAPTURES = b"\0", b"w", b"c"
+#: A place's worker: there is none, it waits, it has crashes; LEFT where it has died, and left some.
+FREE, WAITS, CAPTURES, LEFT = b"\0", b"w", b"c", b"l"
+#: A worker has so many crashes at most: those whose dumps are still to be finished, too.
+CRASHES = 34
 
+_NAME = "board"
 _HEAD = struct.Struct("=24sQ")
-_MARK = b"coresnap-board 2"
-#: pid, uid, gid, signal; comm, the dump's UUID; whether archive has it still. A number that is not known is -1.
-_CRASH = struct.Struct("=qqqq16s36s?")
+_MARK = b"coresnap-board 3"
+#: Whether there is one; whether archive has it still; pid, uid, gid, signal (-1: not known); comm; the crash's UUID.
+_CRASH = struct.Struct("=??qqqq16s36s")
 _NUMBERS = ("pid", "uid", "gid", "signal")
-_NOBODY = _CRASH.pack(-1, -1, -1, -1, b"", b"", False)
-_PLACES_MAX = 1 << 16
+_PLACES_MAX = 1024
 
 
 @dataclass(frozen=True)
 class Taken:
-    """A crash that a worker has taken; `uuid` is its dump's once that is in staging, and empty before.
+    """A crash that a worker has, kept or put on record under this UUID once that is done.
 
     `is_offered`: archive has not been told yet that it was taken, and captures it by itself where the worker is killed.
     """
@@ -36,33 +44,84 @@ class Taken:
     is_offered: bool = False
 
 
+class Crash:
+    """Where a crash stands on a board, from before anything is done for it until it is kept or on record."""
+
+    __slots__ = ("_at", "_bytes")
+
+    def __init__(self, bytes_: mmap.mmap, at: int) -> None:
+        self._bytes = bytes_
+        self._at = at
+
+    def put(self, victim: Victim, uuid: str, *, is_offered: bool = False) -> None:
+        """Say whose crash it is; see Taken. It stands there when all of that does."""
+        numbers = (-1 if (number := getattr(victim, name)) is None else number for name in _NUMBERS)
+        comm = (victim.comm or "").encode("utf-8", "replace")[:16]
+        self._bytes[self._at : self._at + _CRASH.size] = _CRASH.pack(False, is_offered, *numbers, comm, uuid.encode())
+        self._bytes[self._at] = 1
+
+    def is_free(self) -> bool:
+        """Say whether none stands here."""
+        return not self._bytes[self._at]
+
+    def take(self, is_taken: bool) -> None:
+        """Say that archive is about to be told that the crash has been taken, or that it could not be told."""
+        self._bytes[self._at + 1] = not is_taken
+
+    def clear(self) -> None:
+        """Forget it."""
+        self._bytes[self._at] = 0
+
+    def taken(self) -> Taken:
+        """Return what stands here."""
+        _there, is_offered, *numbers, comm, uuid = _CRASH.unpack_from(self._bytes, self._at)
+        victim = Victim()
+        for name, number in zip(_NUMBERS, numbers, strict=True):
+            setattr(victim, name, None if number < 0 else number)
+        victim.comm = comm.rstrip(b"\0").decode("utf-8", "replace") or None
+        return Taken(victim, uuid.rstrip(b"\0").decode("ascii", "replace"), is_offered)
+
+
 class Board:
-    """What each worker does, a byte each, and whose crash it has taken, in memory that all of them share."""
+    """What each worker does, a byte each, and whose crashes it has, in memory that all of them share."""
 
-    def __init__(self, size: int, path: str = "") -> None:
-        """`path` is where the board outlives the service; without it nothing does. Raises OSError.
-
-        `left` are the crashes that a former service had taken when it was killed.
-        """
-        self._size = size
+    def __init__(self, size: int, bytes_: mmap.mmap) -> None:
+        self._bytes = bytes_
         self._crashes_at = _HEAD.size + size
-        length = self._crashes_at + size * _CRASH.size
-        self.left: list[Taken] = []
+        self._places = range(size)
+
+    @classmethod
+    def new(cls, size: int, path: str = "") -> Board:
+        """Return an empty one; `path` is where it outlives the service, without it nothing does. Raises OSError."""
+        length = _length(size)
         if not path:
-            self._bytes = mmap.mmap(-1, length)
-        else:
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-            try:
-                self.left = _left(fd)
-                os.ftruncate(fd, 0)
-                os.ftruncate(fd, length)
-                self._bytes = mmap.mmap(fd, length)
-            finally:
-                os.close(fd)
-        self._bytes[: _HEAD.size] = _HEAD.pack(_MARK, size)
+            return cls(size, mmap.mmap(-1, length))
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            os.ftruncate(fd, length)
+            board = cls(size, mmap.mmap(fd, length))
+        finally:
+            os.close(fd)
+        board._bytes[: _HEAD.size] = _HEAD.pack(_MARK, size)
+        return board
+
+    @classmethod
+    def former(cls, path: str) -> Board | None:
+        """Return the one that another service has left; None where it is not of this layout. Raises OSError."""
+        fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            head = os.pread(fd, _HEAD.size, 0)
+            if len(head) < _HEAD.size:
+                return None
+            mark, size = _HEAD.unpack(head)
+            if mark.rstrip(b"\0") != _MARK or size > _PLACES_MAX or os.fstat(fd).st_size != _length(size):
+                return None
+            return cls(size, mmap.mmap(fd, _length(size)))
+        finally:
+            os.close(fd)
 
     def count(self, state: bytes) -> int:
-        """Return how many workers are in that state."""
+        """Return how many places are in that state."""
         return self._bytes[_HEAD.size : self._crashes_at].count(state)
 
     def place(self) -> int:
@@ -70,59 +129,63 @@ class Board:
         return self._bytes[_HEAD.size : self._crashes_at].index(FREE)
 
     def put(self, place: int, state: bytes) -> None:
-        """Say what the worker of that place does; whose crash it has taken is not known yet, or not any more."""
-        at = self._crashes_at + place * _CRASH.size
-        self._bytes[at : at + _CRASH.size] = _NOBODY
+        """Say what the worker of that place does."""
         self._bytes[_HEAD.size + place : _HEAD.size + place + 1] = state
-
-    def name(self, place: int, victim: Victim, uuid: str = "", *, is_offered: bool = False) -> None:
-        """Say whose crash the worker of that place has taken, and in which dump it is; see Taken."""
-        at = self._crashes_at + place * _CRASH.size
-        numbers = (-1 if (number := getattr(victim, name)) is None else number for name in _NUMBERS)
-        comm = (victim.comm or "").encode("utf-8", "replace")[:16]
-        self._bytes[at : at + _CRASH.size] = _CRASH.pack(*numbers, comm, uuid.encode(), is_offered)
-
-    def take(self, place: int) -> None:
-        """Say that archive is about to be told that the crash has been taken."""
-        self._bytes[self._crashes_at + (place + 1) * _CRASH.size - 1] = 0
 
     def at(self, place: int) -> bytes:
         """Return what the worker of that place does."""
         return self._bytes[_HEAD.size + place : _HEAD.size + place + 1]
 
-    def taken(self, place: int) -> Taken:
-        """Return whose crash the worker of that place has taken."""
-        at = self._crashes_at + place * _CRASH.size
-        return _taken(self._bytes[at : at + _CRASH.size])
+    def crash(self, place: int) -> Crash:
+        """Return where the worker of that place can put one more crash. Raises StopIteration where it has CRASHES."""
+        return next(crash for crash in self._of(place) if crash.is_free())
+
+    def crashes(self, place: int) -> list[Crash]:
+        """Return the crashes of that place."""
+        return [crash for crash in self._of(place) if not crash.is_free()]
+
+    def left(self) -> list[int]:
+        """Return the places whose workers have died, and left crashes."""
+        return [place for place in self._places if self.at(place) == LEFT]
+
+    def everything(self) -> list[Crash]:
+        """Return the crashes of all places."""
+        return [crash for place in self._places for crash in self.crashes(place)]
+
+    def _of(self, place: int) -> Iterator[Crash]:
+        begin = self._crashes_at + place * CRASHES * _CRASH.size
+        return (Crash(self._bytes, begin + number * _CRASH.size) for number in range(CRASHES))
+
+
+def _length(size: int) -> int:
+    return _HEAD.size + size + size * CRASHES * _CRASH.size
+
+
+def runtime_directory() -> str:
+    """Return where a board outlives the service, RuntimeDirectory= of systemd.exec(5); empty where there is none."""
+    return os.environ.get("RUNTIME_DIRECTORY", "").partition(":")[0]
 
 
 def open_board(size: int, warn: Callable[[str], None]) -> Board:
-    """Return a board that outlives the service, where it has been told of a place for such: RuntimeDirectory=, systemd.exec(5)."""
-    directory = os.environ.get("RUNTIME_DIRECTORY", "").partition(":")[0]
+    """Return a new board, and put the one aside that a former service has left."""
+    directory = runtime_directory()
+    if not directory:
+        return Board.new(size)
+    path = f"{directory}/{_NAME}"
     try:
-        return Board(size, os.path.join(directory, "board") if directory else "")
+        with suppress(FileNotFoundError):
+            os.rename(path, f"{path}.{new_uuid()}")
+        return Board.new(size, path)
     except OSError as error:
-        warn(f"{directory}/board: {error.strerror}: what a killed service had taken will not be on record")
-        return Board(size)
+        warn(f"{path}: {error.strerror}: what a killed service had taken will not be on record")
+        return Board.new(size)
 
 
-def _taken(data: bytes) -> Taken:
-    *numbers, comm, uuid, is_offered = _CRASH.unpack(data)
-    victim = Victim()
-    for name, number in zip(_NUMBERS, numbers, strict=True):
-        setattr(victim, name, None if number < 0 else number)
-    victim.comm = comm.rstrip(b"\0").decode("utf-8", "replace") or None
-    return Taken(victim, uuid.rstrip(b"\0").decode("ascii", "replace"), is_offered)
-
-
-def _left(fd: int) -> list[Taken]:
-    """Return what is on a former service's board; nothing where it is not of this layout."""
-    data = os.pread(fd, _HEAD.size + _PLACES_MAX * (1 + _CRASH.size), 0)
-    if len(data) < _HEAD.size:
+def former_boards() -> list[str]:
+    """Return the paths of the boards that have been put aside."""
+    directory = runtime_directory()
+    try:
+        names = os.listdir(directory) if directory else []
+    except OSError:
         return []
-    mark, size = _HEAD.unpack_from(data)
-    if mark.rstrip(b"\0") != _MARK or len(data) != _HEAD.size + size * (1 + _CRASH.size):
-        return []
-    crashes_at = _HEAD.size + size
-    places = [place for place in range(size) if data[_HEAD.size + place : _HEAD.size + place + 1] == CAPTURES]
-    return [_taken(data[at : at + _CRASH.size]) for at in (crashes_at + place * _CRASH.size for place in places)]
+    return [f"{directory}/{name}" for name in sorted(names) if name.startswith(f"{_NAME}.")]

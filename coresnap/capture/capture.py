@@ -20,12 +20,10 @@ from coresnap.capture.victim import comm_of, exe_of
 from coresnap.ground import durable
 from coresnap.ground.errors import CoresnapError, Refused
 from coresnap.spool.quota import QuotaExceeded, Reservation, check_free
-from coresnap.spool.stages import Dump, Spool
+from coresnap.spool.stages import Dump, Spool, new_uuid
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from coresnap.capture.assets import Assets
     from coresnap.capture.source import Source
     from coresnap.capture.victim import Victim
@@ -65,14 +63,25 @@ class Capture:
         "spool",
         "started_nsec",
         "transport",
+        "uuid",
         "victim",
         "within",
     )
 
     def __init__(
-        self, settings: "ArchiveSettings", victim: "Victim", transport: str, started_nsec: int, within: str = ""
+        self,
+        settings: "ArchiveSettings",
+        victim: "Victim",
+        transport: str,
+        started_nsec: int,
+        within: str = "",
+        uuid: str = "",
     ) -> None:
-        """`started_nsec` is CLOCK_MONOTONIC when it began; `transport` is a source's, or salvage; `within`: see Spool."""
+        """`started_nsec` is CLOCK_MONOTONIC when it began; `transport` is a source's, or salvage; `within`: see Spool.
+
+        `uuid` is what the crash goes by, kept or on record.
+        """
+        self.uuid = uuid or new_uuid()
         self.settings = settings
         self.within = within
         self.victim = victim
@@ -92,28 +101,17 @@ class Capture:
         self.copied = Copied()
         self.core_fd = -1
 
-    def hold(
-        self,
-        source: "Source",
-        proc: "str | None",
-        reader: "Reader | None" = None,
-        in_staging: "Callable[[str], None] | None" = None,
-    ) -> None:
-        """Take the evidence and the core. An error is kept for the second half, and ends this one.
-
-        `in_staging` is told the dump's UUID as soon as a sweep would find it.
-        """
+    def hold(self, source: "Source", proc: "str | None", reader: "Reader | None" = None) -> None:
+        """Take the evidence and the core. An error is kept for the second half, and ends this one."""
         try:
-            self._hold(source, proc, reader or Reader(source.fds()), in_staging)
+            self._hold(source, proc, reader or Reader(source.fds()))
         except (CoresnapError, OSError) as error:
             self.fail(error)
             self._forget_another()  # the loss is recorded under a name, too
             source.refuse()
         self.held_usec = (time.monotonic_ns() - self.started_nsec) // 1000
 
-    def _hold(
-        self, source: "Source", proc: "str | None", reader: Reader, in_staging: "Callable[[str], None] | None"
-    ) -> None:
+    def _hold(self, source: "Source", proc: "str | None", reader: Reader) -> None:
         self._refuse_at_once(proc)
         settings = self.settings
         self.spool = Spool(settings.root, self.within)
@@ -128,9 +126,7 @@ class Capture:
         policy.decide(self.settings, self.victim, self.evidence.members.get("proc/limits", b""))
         need_bytes = OVERHEAD_BYTES + self._core_bytes(source.fd)
         self.reservation = Reservation(self.spool, self.settings.quota_percent, self.settings.ceiling_bytes, need_bytes)
-        self.dump = self.spool.new()
-        if in_staging is not None:
-            in_staging(self.dump.uuid)
+        self.dump = self.spool.new(self.uuid)
         self.core_fd = durable.create(self.dump.fd, CORE, *self.settings.owner())
         source.begin()
         self.copied = copy(source.fd, self.core_fd, self.reservation, OVERHEAD_BYTES, proc if stays else None)

@@ -5,27 +5,20 @@ Check, write the asset and the record, sync, and rename the dump to pending; or 
 """
 
 import os
-import tarfile
 import time
 from dataclasses import dataclass
 
 from coresnap.capture.assets import ASSETS, Assets
-from coresnap.capture.capture import CORE, HELD, WITHDRAWN, Capture
+from coresnap.capture.capture import HELD, WITHDRAWN, Capture
 from coresnap.capture.loss import put_on_record
 from coresnap.capture.members import MODULES
 from coresnap.capture.place import place_of
 from coresnap.capture.reader import reader_of
-from coresnap.capture.victim import Victim
 from coresnap.ground import durable, elf
 from coresnap.ground.errors import BadInput, CoresnapError, Refused
-from coresnap.ground.flat import ArchiveSettings
 from coresnap.ground.redact import Redaction
 from coresnap.spool import ledger, record, stages
 from coresnap.spool.stages import Dump, Spool
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping
 
 #: What is cut off a core that filled the disk, so that its record finds room.
 _ROOM_BYTES = 1 << 20
@@ -69,7 +62,7 @@ def finish(capture: Capture) -> Outcome:
             capture.detail = f"the rename to pending may not survive a power cut: {error.strerror}"
     on_record = bool(capture.reason) and _drop(capture)
     outcome = Outcome(
-        uuid=capture.dump.uuid if capture.dump else "",
+        uuid=capture.uuid,
         kept=not capture.reason,
         reason=capture.reason,
         detail=capture.detail,
@@ -250,7 +243,6 @@ def _host_id(path: str) -> "str | None":
 
 def _drop(capture: Capture) -> bool:
     """Unlink what there is of the dump and put the loss in the ledger; say whether the ledger took it."""
-    uuid = capture.dump.uuid if capture.dump else ""
     try:
         _identify(capture)
     except OSError:
@@ -269,7 +261,13 @@ def _drop(capture: Capture) -> bool:
         except OSError:
             pass
     on_record = capture.reason != WITHDRAWN and put_on_record(
-        capture.spool, capture.settings.root, capture.reason, capture.detail, uuid, capture.victim, capture.declined
+        capture.spool,
+        capture.settings.root,
+        capture.reason,
+        capture.detail,
+        capture.uuid,
+        capture.victim,
+        capture.declined,
     )
     if capture.spool is not None and capture.dump is not None:
         try:
@@ -290,60 +288,3 @@ def _close(capture: Capture) -> None:
         capture.dump.close()
     if capture.spool is not None and capture.transport != "salvage":
         capture.spool.close()
-
-
-def sweep(
-    spool: Spool,
-    settings: ArchiveSettings,
-    victims: "Mapping[str, Victim] | None" = None,
-    offered: "Collection[str]" = (),
-) -> "Iterator[Outcome]":
-    """End the captures whose archive was killed: keep what can be kept, put the rest on record.
-
-    `victims` are the crashed processes by their dumps' UUIDs, as far as they are known. The dumps that are `offered` are of
-    crashes that archive captures by itself, in another dump, if no byte of the core is here.
-    """
-    for dump in spool.abandoned():
-        victim = (victims or {}).get(dump.uuid) or Victim()
-        capture = Capture(settings, victim, "salvage", time.monotonic_ns())
-        capture.spool, capture.dump = spool, dump
-        if dump.uuid in offered and not _has_bytes(dump):
-            spool.remove(dump)
-            continue
-        if _is_complete(dump):
-            spool.move(dump, stages.PENDING)
-            dump.close()
-            continue
-        try:
-            capture.core_fd = os.open(CORE, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dump.fd)
-            capture.copied.size_bytes = os.fstat(capture.core_fd).st_size
-            capture.copied.stop("interrupted", "archive was killed")
-            _drop_torn_assets(dump)
-        except OSError as error:
-            capture.fail(error)
-            capture.reason = "interrupted"
-        yield finish(capture)
-
-
-def _has_bytes(dump: Dump) -> bool:
-    return durable.exists(dump.fd, CORE) and os.stat(CORE, dir_fd=dump.fd, follow_symlinks=False).st_size > 0
-
-
-def _is_complete(dump: Dump) -> bool:
-    """Say whether only the rename was missing."""
-    try:
-        record.load(dump)
-    except (BadInput, OSError):
-        return False
-    return durable.exists(dump.fd, CORE)
-
-
-def _drop_torn_assets(dump: Dump) -> None:
-    """Unlink an asset that does not read to its end."""
-    if not durable.exists(dump.fd, ASSETS):
-        return
-    try:
-        with tarfile.open(fileobj=os.fdopen(durable.open_regular(dump.fd, ASSETS), "rb")) as archive:
-            archive.getmembers()
-    except (tarfile.TarError, EOFError, BadInput, OSError):
-        durable.unlink(dump.fd, ASSETS)

@@ -18,9 +18,9 @@ _PEER = struct.Struct("=iII")
 
 
 def from_archive(
-    connection: socket.socket, fds: list[int], on_take: Callable[[], None] | None = None
+    connection: socket.socket, fds: list[int], on_take: Callable[[bool], None] | None = None
 ) -> tuple[Victim, Source, str, int]:
-    """Take what archive hands over, its descriptors into `fds`; `on_take` is called just before archive is told that it is ours.
+    """Take what archive hands over, its descriptors into `fds`; `on_take` is HandedOver's.
 
     Raises Withdrawn where archive has given up waiting, BadInput where it is not archive, or not root.
     """

@@ -100,16 +100,16 @@ class HandedOver(Source):
         pipe_fd: int,
         connection: "socket.socket",
         note_fd: int = -1,
-        on_take: "Callable[[], None] | None" = None,
+        on_take: "Callable[[bool], None] | None" = None,
     ) -> None:
         """`note_fd` is of the note by which an archive that waits knows that its crash has been taken.
 
-        `on_take` is called just before archive is told so.
+        `on_take` is called with yes just before archive is told so, and with no where that cannot be told.
         """
         super().__init__(pipe_fd, "handover")
         self._connection = connection
         self._note_fd = note_fd
-        self._on_take = on_take
+        self._on_take = on_take or (lambda _is_taken: None)
 
     def fds(self) -> "tuple[int, ...]":
         """Return the pipe and the connection."""
@@ -130,9 +130,12 @@ class HandedOver(Source):
             pass  # archive comes to the same end by itself
 
     def _take(self) -> None:
-        if self._on_take is not None:
-            self._on_take()
-        self._connection.send(TAKEN)
+        self._on_take(True)
+        try:
+            self._connection.send(TAKEN)
+        except OSError:
+            self._on_take(False)
+            raise
         if self._note_fd >= 0:
             try:
                 os.pwrite(self._note_fd, TAKEN, 0)

@@ -50,3 +50,17 @@ def put_on_record(
     finally:
         os.close(fallback_fd)
     return True
+
+
+def is_on_record(spool: Spool | None, uuid: str) -> bool:
+    """Say whether the crash that goes by this UUID is in one of the ledgers, as far as they can be read. Raises OSError."""
+    if spool is not None and ledger.has(spool.root_fd, uuid):
+        return True
+    try:
+        fallback_fd = durable.open_directory(ledger.FALLBACK)
+    except OSError:
+        return False  # nobody has made it, or it is another user's
+    try:
+        return ledger.has(fallback_fd, uuid)
+    finally:
+        os.close(fallback_fd)

@@ -15,7 +15,7 @@ from contextlib import suppress
 
 import coresnap.capture.memory  # noqa: F401  # a large crash wants it while it is held
 from coresnap.capture.aftermath import lose, spool_or_none
-from coresnap.capture.board import CAPTURES, WAITS, Board
+from coresnap.capture.board import CAPTURES, CRASHES, WAITS, Board, Crash
 from coresnap.capture.capture import Capture
 from coresnap.capture.carry import somebody_waits
 from coresnap.capture.finish import finish
@@ -28,6 +28,7 @@ from coresnap.capture.victim import Victim
 from coresnap.ground import flat
 from coresnap.ground.errors import BadInput, CoresnapError
 from coresnap.ground.log import Log
+from coresnap.spool.stages import new_uuid
 
 #: Workers that wait for a crash; one more than one, so that none has to be forked while a process is held.
 WAITING = 2
@@ -36,7 +37,7 @@ _CRASHES_MOST = 256
 #: A process that has been let go has still to end, and its parent to hear of it: that comes before its dump is finished.
 _LET_GO_SECONDS = 0.02
 #: So many captures wait to be finished while further processes crash; each has some ten descriptors open.
-_HELD_MOST = 32
+_HELD_MOST = CRASHES - 2
 #: So long after its crash a dump is finished, however many processes wait.
 _DEFERRED_MOST_NSEC = 20_000_000_000
 #: How often it is looked whether any still waits: each of many workers does that, and a crash wakes one anyway.
@@ -46,9 +47,10 @@ _DEFERS_SECONDS = 0.5
 class _Lost(CoresnapError):
     """A process has crashed, and its core cannot be had; `reason` is one of the ledger's."""
 
-    def __init__(self, victim: Victim, reason: str, why: str) -> None:
+    def __init__(self, victim: Victim, uuid: str, reason: str, why: str) -> None:
         super().__init__(why)
         self.victim = victim
+        self.uuid = uuid
         self.reason = reason
 
 
@@ -71,7 +73,7 @@ class Worker:
         self.settings = settings
         self.within = within
         self.log = log
-        self.held: deque[tuple[Capture, str]] = deque()
+        self.held: deque[tuple[Capture, str, Crash]] = deque()
         self.types: dict[str, int] = {name: int(listener.type) for name, listener in listeners.items()}
 
     def run(self, stopped_fd: int, want_fd: int, is_probe: Callable[[Victim], bool]) -> None:
@@ -132,13 +134,15 @@ class Worker:
         except OSError:
             return False
         connection = socket.socket(socket.AF_UNIX, self.types[name], 0, fd)
+        crash = self.board.crash(self.place)
         if not self.board.count(WAITS):
             try:
                 os.write(want_fd, b"+")
             except BlockingIOError:
                 pass  # it has been told often enough
         try:
-            self._capture(name, connection, started_nsec, reader, is_probe)
+            if self._capture(name, connection, crash, started_nsec, reader, is_probe):
+                return True
         except Withdrawn:
             pass  # archive captures it
         except _Lost as lost:
@@ -147,61 +151,68 @@ class Worker:
             self.log.error(f"{name}: refused: {error}")
         finally:
             connection.close()
+        crash.clear()
         return True
 
     def _put_on_record(self, lost: _Lost) -> None:
         settings, _problem = self.settings.read()
         with spool_or_none(settings.root, self.within) as spool:
-            lose(self.log, settings, spool, lost.victim, lost.reason, str(lost))
+            lose(self.log, settings, spool, lost.victim, lost.reason, str(lost), lost.uuid)
 
     def _capture(
         self,
         name: str,
         connection: socket.socket,
+        crash: Crash,
         started_nsec: int,
         reader: ResidentReader,
         is_probe: Callable[[Victim], bool],
-    ) -> None:
+    ) -> bool:
+        """Capture the crash until its process is let go; say whether it is to be finished."""
         settings, problem = self.settings.read()
+        uuid = new_uuid()
         source: Source
         fds: list[int] = []
         try:
             if name == "kernel":
-                victim, source, proc = _from_kernel(connection)
+                victim = victim_of(connection)
+                fds += [] if victim.pidfd is None else [victim.pidfd]
+                crash.put(victim, uuid)
+                source = _from_kernel(connection, victim, uuid)
                 if is_probe(victim):
                     source.acknowledge()
-                    return
-                self.board.name(self.place, victim)
+                    return False
+                proc = f"/proc/{victim.pid}"
             else:
-                victim, source, proc, started_nsec = from_archive(connection, fds, lambda: self.board.take(self.place))
+                victim, source, proc, started_nsec = from_archive(connection, fds, crash.take)
+                crash.put(victim, uuid, is_offered=True)
             if victim.pidfd is not None and victim.pidfd not in fds:
                 fds.append(victim.pidfd)
-            capture = Capture(settings, victim, source.transport, started_nsec, self.within)
-            offered = name != "kernel"
-            in_staging = lambda uuid: self.board.name(self.place, victim, uuid, is_offered=offered)  # noqa: E731
-            capture.hold(source, proc, reader, in_staging)
+            capture = Capture(settings, victim, source.transport, started_nsec, self.within, uuid)
+            capture.hold(source, proc, reader)
         finally:
             connection.close()
             for fd in fds:
                 os.close(fd)  # the process is let go
         capture.wait_for_host()  # its reader is wanted for the next one
-        self.held.append((capture, problem))
+        self.held.append((capture, problem, crash))
+        return True
 
     def _finish(self) -> None:
         """Bring the oldest capture whose process has been let go to its end."""
-        capture, problem = self.held.popleft()
+        capture, problem, crash = self.held.popleft()
         outcome = finish(capture)
         if problem:
             self.log.warning(problem)
         tell(self.log, capture, outcome)
+        crash.clear()
 
 
-def _from_kernel(connection: socket.socket) -> tuple[Victim, KernelSocket, str]:
-    """Take what the kernel tells and asks. Raises BadInput where nothing has crashed, _Lost where it asks in no known way."""
-    victim = victim_of(connection)
+def _from_kernel(connection: socket.socket, victim: Victim, uuid: str) -> KernelSocket:
+    """Take what the kernel asks. Raises _Lost where it asks in no known way."""
     try:
-        return victim, KernelSocket(connection), f"/proc/{victim.pid}"
+        return KernelSocket(connection)
     except Gone as error:
-        raise _Lost(victim, "empty", str(error)) from error
+        raise _Lost(victim, uuid, "empty", str(error)) from error
     except (BadInput, OSError) as error:
-        raise _Lost(victim, "internal", str(error)) from error
+        raise _Lost(victim, uuid, "internal", str(error)) from error

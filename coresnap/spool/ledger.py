@@ -160,6 +160,12 @@ def _parse(line: bytes) -> "Entry | None":
     return entry if isinstance(entry.get("time_usec"), int) and isinstance(entry.get("reason"), str) else None
 
 
+def has(dir_fd: int, uuid: str) -> bool:
+    """Say whether a crash is on record that goes by this UUID; a missing ledger has none."""
+    entry = f'"uuid":"{uuid}"'.encode()  # in what a process has named such quotes are escaped
+    return any(entry in _content(dir_fd, name) for name in (NAME, UNWANTED_NAME))
+
+
 def read(dir_fd: int) -> "Iterator[Entry]":
     """Yield the entries, oldest first; damaged lines are passed over. A missing ledger has none."""
     entries = [entry for name in (NAME, UNWANTED_NAME) for entry in _read(dir_fd, name)]
@@ -167,9 +173,13 @@ def read(dir_fd: int) -> "Iterator[Entry]":
 
 
 def _read(dir_fd: int, name: str) -> "list[Entry]":
-    try:
-        data = durable.read(dir_fd, name, (1 + LINES) * LINE_BYTES)
-    except (FileNotFoundError, BadInput):
-        return []
+    data = _content(dir_fd, name)
     lines = (data[at : at + LINE_BYTES] for at in range(LINE_BYTES, len(data), LINE_BYTES))
     return sorted(filter(None, map(_parse, lines)), key=lambda entry: entry["n"])
+
+
+def _content(dir_fd: int, name: str) -> bytes:
+    try:
+        return durable.read(dir_fd, name, (1 + LINES) * LINE_BYTES)
+    except (FileNotFoundError, BadInput):
+        return b""

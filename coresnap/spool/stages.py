@@ -137,12 +137,12 @@ class Spool:
             os.close(fd)
         self.stage_fds.clear()
 
-    def new(self) -> Dump:
-        """Make an empty dump in staging, locked. Raises OSError."""
+    def new(self, uuid: str = "") -> Dump:
+        """Make an empty dump in staging, locked; `uuid` is one of `new_uuid`. Raises OSError."""
         staging = self.stage_fds[STAGING]
         durable.within(_SHARE_SECONDS, lambda: _share(staging))
         try:
-            uuid = new_uuid()
+            uuid = uuid or new_uuid()
             dump = Dump(uuid, STAGING, durable.mkdir(staging, uuid, 0o700, self.uid, self.gid))
             fcntl.flock(dump.fd, fcntl.LOCK_EX)
         finally:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import select
@@ -75,6 +76,14 @@ def _service(
 
 def _children(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def _kill_whole(process: subprocess.Popen[str]) -> None:
+    """Kill a service with all its children; none of them sees another one die."""
+    whole = [process.pid, *_children(process.pid)]
+    for number in (signal.SIGSTOP, signal.SIGKILL):
+        for pid in whole:
+            os.kill(pid, number)
 
 
 def _holds(pid: int, pipe_fd: int) -> bool:
@@ -231,7 +240,7 @@ def test_a_capture_that_is_killed_is_kept_as_far_as_it_came(tmp_path: Path, site
 def test_a_service_that_is_killed_with_its_workers_leaves_whose_crash_it_had(
     tmp_path: Path, site: Site, real_core: Path
 ) -> None:
-    """The next one keeps, or puts on record, what has come, and names the process."""
+    """The next one keeps, or puts on record, what has come, and names the process; or the one after that."""
     read_fd, write_fd = os.pipe()
     proc_fd = os.open("/proc/self", os.O_RDONLY | os.O_DIRECTORY)
     with _service(site, tmp_path, status=-signal.SIGKILL) as (process, path):
@@ -239,16 +248,18 @@ def test_a_service_that_is_killed_with_its_workers_leaves_whose_crash_it_had(
         assert handover.offer(path, time.monotonic_ns(), arguments, [read_fd, proc_fd], _WAIT_MSEC)
         os.close(read_fd)
         os.write(write_fd, real_core.read_bytes()[:4096])
-        whole = [process.pid, *_children(process.pid)]
-        for pid in whole:
-            os.kill(pid, signal.SIGSTOP)  # none of them sees another one die
-        for pid in whole:
-            os.kill(pid, signal.SIGKILL)
+        _kill_whole(process)
     os.close(write_fd)
     os.close(proc_fd)
+    staging_fd = os.open(site.root / "staging", os.O_RDONLY)
+    fcntl.flock(staging_fd, fcntl.LOCK_SH)
+    with _service(site, tmp_path, status=-signal.SIGKILL) as (process, _path):
+        _kill_whole(process)  # and it has not swept: that waits for the lock
+    os.close(staging_fd)
     assert site.ledger() == []
     with _service(site, tmp_path):
         pass  # it sweeps before it ends
+    assert [path.name for path in tmp_path.glob("board*")] == ["board"]
     assert site.stages() == []
     (loss,) = site.ledger()
     assert (loss["reason"], loss["pid"], loss["uid"], loss["signal"]) == ("interrupted", 4711, 12, 11)

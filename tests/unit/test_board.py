@@ -4,17 +4,23 @@
 from __future__ import annotations
 
 import os
+import socket
 from pathlib import Path
 
 import pytest
 
-from coresnap.capture.aftermath import sweep_after
-from coresnap.capture.board import CAPTURES, FREE, WAITS, Board, Taken
+from coresnap.capture import handover
+from coresnap.capture.aftermath import settle
+from coresnap.capture.board import CAPTURES, CRASHES, FREE, LEFT, WAITS, Board, former_boards, open_board
+from coresnap.capture.handover import HandedOver
+from coresnap.capture.source import Withdrawn
 from coresnap.capture.victim import Victim
 from coresnap.ground import durable, settings
+from coresnap.ground.flat import ArchiveSettings
 from coresnap.ground.log import Log
 from coresnap.spool import ledger, stages
 from tests.support import spools
+from tests.support.spools import Made
 
 _UUID = "e104a754-73a1-4df8-954b-92608f6fad40"
 
@@ -25,61 +31,139 @@ def _victim(pid: int) -> Victim:
     return victim
 
 
-def test_what_was_taken_outlives_the_service(tmp_path: Path) -> None:
-    path = str(tmp_path / "board")
-    board = Board(4, path)
-    assert board.left == []
+def _settings(made: Made) -> ArchiveSettings:
+    return settings.archive_settings(settings.load(str(made.configuration)))
+
+
+def _losses(made: Made) -> list[tuple[str, int, str]]:
+    with made.open() as spool:
+        return [(loss["reason"], loss["pid"], loss["uuid"]) for loss in ledger.read(spool.root_fd)]
+
+
+def test_what_was_taken_outlives_the_service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And every service after it, until it is settled: the next one may be killed, too."""
+    monkeypatch.setenv("RUNTIME_DIRECTORY", str(tmp_path))
+    warnings: list[str] = []
+    board = open_board(4, warnings.append)
+    assert former_boards() == []
     for place, state in enumerate((WAITS, CAPTURES, CAPTURES, CAPTURES)):
         board.put(place, state)
-    board.name(1, _victim(7))
-    board.name(2, _victim(8), _UUID)
+    board.crash(1).put(_victim(7), "")
+    board.crash(2).put(_victim(8), _UUID, is_offered=True)
+    board.crash(2).put(_victim(9), _UUID)
     assert (board.count(CAPTURES), board.count(WAITS), board.count(FREE)) == (3, 1, 0)
-    left = Board(2, path).left
-    assert [(crash.victim.pid, crash.victim.uid, crash.uuid) for crash in left] == [
-        (7, None, ""),
-        (8, None, _UUID),
-        (None, None, ""),
+    for _service in range(2):
+        assert open_board(2, warnings.append).everything() == []
+    found = [
+        crash.taken() for path in former_boards() if (former := Board.former(path)) for crash in former.everything()
     ]
-    assert left[0].victim.comm == "a name that is l"
-    assert Board(4, path).left == [], "it is told once"
+    assert [(taken.victim.pid, taken.victim.uid, taken.uuid, taken.is_offered) for taken in found] == [
+        (7, None, "", False),
+        (8, None, _UUID, True),
+        (9, None, _UUID, False),
+    ]
+    assert found[0].victim.comm == "a name that is l"
+    assert warnings == []
 
 
-def test_what_has_ended_is_forgotten(tmp_path: Path) -> None:
-    board = Board(1, str(tmp_path / "board"))
-    board.put(0, CAPTURES)
-    board.name(0, _victim(7), _UUID)
-    board.put(0, CAPTURES)
-    assert board.taken(0).victim.pid is None
-    assert board.taken(0).uuid == ""
+def test_a_worker_has_many_crashes_and_each_is_forgotten_by_itself() -> None:
+    board = Board.new(2)
+    crashes = []
+    for pid in range(CRASHES):
+        crashes.append(board.crash(1))
+        crashes[-1].put(_victim(pid), _UUID)
+    with pytest.raises(StopIteration):
+        board.crash(1)
+    crashes[3].clear()
+    assert board.crash(1).is_free()
+    assert [crash.taken().victim.pid for crash in board.crashes(1)] == [pid for pid in range(CRASHES) if pid != 3]
+    assert board.crashes(0) == []
+    board.put(1, LEFT)
+    assert board.left() == [1]
 
 
-def test_until_archive_is_told_it_has_the_crash_still(tmp_path: Path) -> None:
-    board = Board(2, str(tmp_path / "board"))
-    for place in range(2):
-        board.put(place, CAPTURES)
-        board.name(place, _victim(7), _UUID, is_offered=True)
-    board.take(0)
-    assert [board.taken(place).is_offered for place in range(2)] == [False, True]
-    assert board.taken(0).uuid == board.taken(1).uuid == _UUID
+def test_until_archive_is_told_it_has_the_crash_still() -> None:
+    board = Board.new(1)
+    for _crash in range(2):
+        board.crash(0).put(_victim(7), _UUID, is_offered=True)
+    board.crashes(0)[0].take(True)
+    assert [crash.taken().is_offered for crash in board.crashes(0)] == [False, True]
+    assert {crash.taken().uuid for crash in board.crashes(0)} == {_UUID}
+
+
+def test_what_archive_takes_back_it_has_again() -> None:
+    crash = Board.new(1).crash(0)
+    crash.put(_victim(7), _UUID, is_offered=True)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        handed_over = HandedOver(0, ours, on_take=crash.take)
+        handed_over.begin()
+        assert not crash.taken().is_offered
+        assert theirs.recv(1) == handover.TAKEN
+        theirs.shutdown(socket.SHUT_RD)
+        with pytest.raises(Withdrawn):
+            handed_over.begin()
+        assert crash.taken().is_offered
 
 
 @pytest.mark.parametrize("is_offered", [True, False])
-@pytest.mark.parametrize("core", [None, b""])
-def test_what_archive_has_still_is_no_loss(tmp_path: Path, core: bytes | None, *, is_offered: bool) -> None:
+@pytest.mark.parametrize("core", ["no dump", None, b""])
+def test_what_archive_has_still_is_no_loss(tmp_path: Path, core: bytes | str | None, *, is_offered: bool) -> None:
     """Its capture was killed before the first byte: archive captures the crash by itself, in another dump."""
     made = spools.make(tmp_path)
-    archive_settings = settings.archive_settings(settings.load(str(made.configuration)))
-    with made.open() as spool:
-        with spool.new() as dump:
+    if core != "no dump":
+        with made.open() as spool, spool.new(_UUID) as dump:
             if core is not None:
                 os.close(durable.create(dump.fd, "core", 0o600))
-        sweep_after(Log([]), archive_settings, spool, [Taken(_victim(7), dump.uuid, is_offered)])
+    board = Board.new(1)
+    board.crash(0).put(_victim(7), _UUID, is_offered=is_offered)
+    settle(Log([]), _settings(made), "", board.crashes(0))
+    assert board.crashes(0) == []
+    with made.open() as spool:
         assert spool.listing(stages.STAGING) == []
-        losses = [(loss["reason"], loss["pid"]) for loss in ledger.read(spool.root_fd)]
-    assert losses == ([] if is_offered else [("interrupted", 7)])
+    assert _losses(made) == ([] if is_offered else [("interrupted", 7, _UUID)])
+
+
+@pytest.mark.parametrize("stage", stages.STAGES[1:])
+def test_what_was_kept_is_no_loss(tmp_path: Path, stage: str) -> None:
+    """Its worker was killed after the dump's last rename, and it may have gone on since."""
+    made = spools.make(tmp_path)
+    spools.add(made, stage, _UUID)
+    board = Board.new(1)
+    board.crash(0).put(_victim(7), _UUID)
+    settle(Log([]), _settings(made), "", board.crashes(0))
+    assert _losses(made) == []
+    with made.open() as spool:
+        assert spool.uuids(stage) == [_UUID]
+
+
+@pytest.mark.parametrize("is_dump_left", [True, False])
+def test_a_loss_is_told_once(tmp_path: Path, *, is_dump_left: bool) -> None:
+    """Its worker, or a sweep, was killed after it had been put on record, and before the dump had gone."""
+    made = spools.make(tmp_path)
+    with made.open() as spool:
+        ledger.append(spool.root_fd, "not-a-core", "it begins with zeros", _UUID, {"pid": 7})
+        if is_dump_left:
+            with spool.new(_UUID) as dump:
+                fd = durable.create(dump.fd, "core", 0o600)
+                os.write(fd, bytes(100))
+                os.close(fd)
+    board = Board.new(1)
+    board.crash(0).put(_victim(7), _UUID)
+    settle(Log([]), _settings(made), "", board.crashes(0))
+    assert _losses(made) == [("not-a-core", 7, _UUID)]
+    with made.open() as spool:
+        assert spool.listing(stages.STAGING) == []
 
 
 def test_another_file_is_none(tmp_path: Path) -> None:
-    for content in (b"", b"x" * 4096, b"coresnap-board 1".ljust(24, b"\0") + (9).to_bytes(8, "little")):
-        (tmp_path / "board").write_bytes(content)
-        assert Board(3, str(tmp_path / "board")).left == []
+    path = tmp_path / "board"
+    for content in (
+        b"",
+        b"x" * 4096,
+        b"coresnap-board 2".ljust(24, b"\0") + (1).to_bytes(8, "little"),
+        b"coresnap-board 3".ljust(24, b"\0") + (9).to_bytes(8, "little"),
+        b"coresnap-board 3".ljust(24, b"\0") + (1 << 63).to_bytes(8, "little"),
+    ):
+        path.write_bytes(content)
+        assert Board.former(str(path)) is None

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from coresnap import capture_service
-from coresnap.capture.board import CAPTURES
+from coresnap.capture.board import CAPTURES, FREE
 from coresnap.capture.victim import Victim
 from coresnap.capture.worker import Worker
 from coresnap.ground import flat
@@ -38,23 +38,24 @@ def test_a_mistake_is_told_and_the_crash_put_on_record(
 
     def take_one(worker: Worker, *_arguments: object) -> None:
         worker.board.put(worker.place, CAPTURES)
-        worker.board.name(worker.place, victim)
+        worker.board.crash(worker.place).put(victim, stages.new_uuid())
         raise ZeroDivisionError("a mistake")
 
     monkeypatch.setattr(Worker, "run", take_one)
     service = capture_service.Service({}, flat.Compiled(str(settings)), 1, Log.open())
     service._fork_workers()
-    while service.workers or service.sweeps:
-        _wait_for_a_child(*service.workers, *service.sweeps)
+    while service.workers or service.sweeper:
+        _wait_for_a_child(service.sweeper or next(iter(service.workers)))
         service._reap()
+        service._sweep()
+    assert service.board.count(FREE) == 1, "its place is another's now"
     assert "ZeroDivisionError('a mistake')" in capfd.readouterr().err
     with Spool(str(root)) as spool:
         assert [(entry["reason"], entry["comm"]) for entry in ledger.read(spool.root_fd)] == [("interrupted", "victim")]
 
 
-def _wait_for_a_child(*pids: int) -> None:
-    """Wait until one of them has ended, and leave it to be reaped."""
-    fds = [os.pidfd_open(pid) for pid in pids]
-    select.select(fds, [], [])
-    for fd in fds:
-        os.close(fd)
+def _wait_for_a_child(pid: int) -> None:
+    """Wait until it has ended, and leave it to be reaped."""
+    fd = os.pidfd_open(pid)
+    select.select([fd], [], [])
+    os.close(fd)

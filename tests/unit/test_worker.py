@@ -85,7 +85,7 @@ def test_those_that_wait_are_let_go_before_any_dump_is_finished(tmp_path: Path, 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Capture, "hold", note_hold)
         patch.setattr(worker, "finish", note_finish)
-        Worker(0, Board(2), {"handover": listener}, flat.Compiled(str(settings)), "", Log.open()).run(
+        Worker(0, Board.new(2), {"handover": listener}, flat.Compiled(str(settings)), "", Log.open()).run(
             stopped_fd, want_fd, lambda _pid: False
         )
     for thread in threads:

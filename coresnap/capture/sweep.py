@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The sweep: captures that were killed are brought to their end. What can be kept is kept, the rest is put on record."""
+
+from __future__ import annotations
+
+import os
+import tarfile
+import time
+from collections.abc import Collection, Iterator, Mapping
+
+from coresnap.capture.assets import ASSETS
+from coresnap.capture.capture import CORE, Capture
+from coresnap.capture.finish import Outcome, finish
+from coresnap.capture.loss import is_on_record
+from coresnap.capture.victim import Victim
+from coresnap.ground import durable
+from coresnap.ground.errors import BadInput
+from coresnap.ground.flat import ArchiveSettings
+from coresnap.spool import record, stages
+from coresnap.spool.stages import Dump, Spool
+
+
+def sweep(
+    spool: Spool,
+    settings: ArchiveSettings,
+    victims: Mapping[str, Victim] | None = None,
+    offered: Collection[str] = (),
+) -> Iterator[Outcome]:
+    """End the captures that were killed.
+
+    `victims` are the crashed processes by their dumps' UUIDs, as far as they are known. The dumps that are `offered` are of
+    crashes that archive captures by itself, in another dump, if no byte of the core is here.
+    """
+    for dump in spool.abandoned():
+        if _is_complete(dump):
+            spool.move(dump, stages.PENDING)
+            dump.close()
+            continue
+        if (dump.uuid in offered and _is_empty(dump)) or is_on_record(spool, dump.uuid):
+            spool.remove(dump)
+            continue
+        victim = (victims or {}).get(dump.uuid) or Victim()
+        capture = Capture(settings, victim, "salvage", time.monotonic_ns(), uuid=dump.uuid)
+        capture.spool, capture.dump = spool, dump
+        try:
+            capture.core_fd = os.open(CORE, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dump.fd)
+            capture.copied.size_bytes = os.fstat(capture.core_fd).st_size
+            capture.copied.stop("interrupted", "archive was killed")
+            _drop_torn_assets(dump)
+        except OSError as error:
+            capture.fail(error)
+            capture.reason = "interrupted"
+        yield finish(capture)
+
+
+def _is_empty(dump: Dump) -> bool:
+    return not durable.exists(dump.fd, CORE) or not os.stat(CORE, dir_fd=dump.fd, follow_symlinks=False).st_size
+
+
+def _is_complete(dump: Dump) -> bool:
+    """Say whether only the rename was missing."""
+    try:
+        record.load(dump)
+    except (BadInput, OSError):
+        return False
+    return durable.exists(dump.fd, CORE)
+
+
+def _drop_torn_assets(dump: Dump) -> None:
+    """Unlink an asset that does not read to its end."""
+    if not durable.exists(dump.fd, ASSETS):
+        return
+    try:
+        with tarfile.open(fileobj=os.fdopen(durable.open_regular(dump.fd, ASSETS), "rb")) as archive:
+            archive.getmembers()
+    except (tarfile.TarError, EOFError, BadInput, OSError):
+        durable.unlink(dump.fd, ASSETS)
