@@ -23,7 +23,9 @@ if read -r _ _ _ tasks _ </proc/loadavg && [ "${tasks%%/*}" -ge 10 ] && [ -f "$g
         exec <&5
         command exec 8<>"$run/carriers"
     fi
-    /usr/bin/flock -w 120 9 </dev/null 5<&- 7>&- 8>&- # meanwhile it can be carried still
+    # Meanwhile it can be carried still: in parentheses, since some shells close these for as long as a command runs, in place
+    # of closing them for the command.
+    (exec /usr/bin/flock -w 120 9 </dev/null 5<&- 7>&- 8>&-)
     exec 5<&-
 fi
 exec /usr/bin/python3 -IS -c 'import sys

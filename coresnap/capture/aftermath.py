@@ -50,9 +50,8 @@ def settle(log: Log, settings: ArchiveSettings, within: str, crashes: Sequence[C
 
 
 def _sweep(log: Log, settings: ArchiveSettings, spool: Spool, taken: Sequence[Taken]) -> None:
-    victims = {crash.uuid: crash.victim for crash in taken}
     try:
-        for outcome in sweep(spool, settings, victims, {crash.uuid for crash in taken if crash.is_offered}):
+        for outcome in sweep(spool, settings, taken):
             tell_swept(log, outcome)
     except (CoresnapError, OSError) as error:
         log.error(f"sweep: {error}")  # what has not been swept stays in staging for the next one

@@ -26,8 +26,9 @@ CRASHES = 34
 _NAME = "board"
 _HEAD = struct.Struct("=24sQ")
 _MARK = b"coresnap-board 3"
-#: Whether there is one; whether archive has it still; pid, uid, gid, signal (-1: not known); comm; the crash's UUID.
-_CRASH = struct.Struct("=??qqqq16s36s")
+#: Whether there is one; whether archive has it still; core_bytes; pid, uid, gid, signal (-1: not known); comm; UUID.
+_CRASH = struct.Struct("=??qqqqq16s36s")
+_CORE_BYTES = struct.Struct("=q")
 _NUMBERS = ("pid", "uid", "gid", "signal")
 _PLACES_MAX = 1024
 
@@ -37,11 +38,13 @@ class Taken:
     """A crash that a worker has, kept or put on record under this UUID once that is done.
 
     `is_offered`: archive has not been told yet that it was taken, and captures it by itself where the worker is killed.
+    `core_bytes`: its core's length, -1 until its last byte has been written.
     """
 
     victim: Victim
     uuid: str
     is_offered: bool = False
+    core_bytes: int = -1
 
 
 class Crash:
@@ -57,7 +60,9 @@ class Crash:
         """Say whose crash it is; see Taken. It stands there when all of that does."""
         numbers = (-1 if (number := getattr(victim, name)) is None else number for name in _NUMBERS)
         comm = (victim.comm or "").encode("utf-8", "replace")[:16]
-        self._bytes[self._at : self._at + _CRASH.size] = _CRASH.pack(False, is_offered, *numbers, comm, uuid.encode())
+        self._bytes[self._at : self._at + _CRASH.size] = _CRASH.pack(
+            False, is_offered, -1, *numbers, comm, uuid.encode()
+        )
         self._bytes[self._at] = 1
 
     def is_free(self) -> bool:
@@ -68,18 +73,22 @@ class Crash:
         """Say that archive is about to be told that the crash has been taken, or that it could not be told."""
         self._bytes[self._at + 1] = not is_taken
 
+    def copied(self, core_bytes: int) -> None:
+        """Say that its core has been written to its last byte."""
+        _CORE_BYTES.pack_into(self._bytes, self._at + 2, core_bytes)
+
     def clear(self) -> None:
         """Forget it."""
         self._bytes[self._at] = 0
 
     def taken(self) -> Taken:
         """Return what stands here."""
-        _there, is_offered, *numbers, comm, uuid = _CRASH.unpack_from(self._bytes, self._at)
+        _there, is_offered, core_bytes, *numbers, comm, uuid = _CRASH.unpack_from(self._bytes, self._at)
         victim = Victim()
         for name, number in zip(_NUMBERS, numbers, strict=True):
             setattr(victim, name, None if number < 0 else number)
         victim.comm = comm.rstrip(b"\0").decode("utf-8", "replace") or None
-        return Taken(victim, uuid.rstrip(b"\0").decode("ascii", "replace"), is_offered)
+        return Taken(victim, uuid.rstrip(b"\0").decode("ascii", "replace"), is_offered, core_bytes)
 
 
 class Board:

@@ -6,9 +6,10 @@ from __future__ import annotations
 import os
 import tarfile
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Sequence
 
 from coresnap.capture.assets import ASSETS
+from coresnap.capture.board import Taken
 from coresnap.capture.capture import CORE, Capture
 from coresnap.capture.finish import Outcome, finish
 from coresnap.capture.loss import is_on_record
@@ -20,32 +21,26 @@ from coresnap.spool import record, stages
 from coresnap.spool.stages import Dump, Spool
 
 
-def sweep(
-    spool: Spool,
-    settings: ArchiveSettings,
-    victims: Mapping[str, Victim] | None = None,
-    offered: Collection[str] = (),
-) -> Iterator[Outcome]:
-    """End the captures that were killed.
-
-    `victims` are the crashed processes by their dumps' UUIDs, as far as they are known. The dumps that are `offered` are of
-    crashes that archive captures by itself, in another dump, if no byte of the core is here.
-    """
+def sweep(spool: Spool, settings: ArchiveSettings, crashes: Sequence[Taken] = ()) -> Iterator[Outcome]:
+    """End the captures that were killed; `crashes` is what is known of them."""
+    known = {crash.uuid: crash for crash in crashes}
     for dump in spool.abandoned():
         if _is_complete(dump):
             spool.move(dump, stages.PENDING)
             dump.close()
             continue
-        if (dump.uuid in offered and _is_empty(dump)) or is_on_record(spool, dump.uuid):
-            spool.remove(dump)
+        crash = known.get(dump.uuid) or Taken(Victim(), dump.uuid)
+        if (crash.is_offered and _is_empty(dump)) or is_on_record(spool, dump.uuid):
+            spool.remove(dump)  # archive captures it in another one, or this is what was left to be done
             continue
-        victim = (victims or {}).get(dump.uuid) or Victim()
-        capture = Capture(settings, victim, "salvage", time.monotonic_ns(), uuid=dump.uuid)
+        capture = Capture(settings, crash.victim, "salvage", time.monotonic_ns(), uuid=dump.uuid)
         capture.spool, capture.dump = spool, dump
         try:
             capture.core_fd = os.open(CORE, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dump.fd)
-            capture.copied.size_bytes = os.fstat(capture.core_fd).st_size
-            capture.copied.stop("interrupted", "archive was killed")
+            capture.copied.size_bytes = crash.core_bytes
+            if crash.core_bytes < 0:
+                capture.copied.size_bytes = os.fstat(capture.core_fd).st_size
+                capture.copied.stop("interrupted", "archive was killed")
             _drop_torn_assets(dump)
         except OSError as error:
             capture.fail(error)

@@ -190,6 +190,8 @@ class Worker:
                 fds.append(victim.pidfd)
             capture = Capture(settings, victim, source.transport, started_nsec, self.within, uuid)
             capture.hold(source, proc, reader)
+            if not capture.reason and not capture.copied.reason:
+                crash.copied(capture.copied.size_bytes)
         finally:
             connection.close()
             for fd in fds:

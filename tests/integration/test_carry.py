@@ -189,6 +189,27 @@ def test_an_archive_whose_own_crash_is_not_taken_has_nobody_wait(
         assert waiting.went_on() == f"went on !a b*$(id) {_CORE!r}\n"
 
 
+def test_at_the_gate_it_can_be_carried_still(run: Path, victim: subprocess.Popen[bytes]) -> None:
+    """Nobody carried for a moment; it waits for an interpreter, and is no process that was killed."""
+    with (run / f"gate.{victim.pid % 10}").open("rb") as gate:
+        fcntl.flock(gate, fcntl.LOCK_EX)
+        with _waiting(run, victim.pid) as waiting:
+            children = Path(f"/proc/{waiting.process.pid}/task/{waiting.process.pid}/children")
+            while not any("flock" in _name(child) for child in children.read_text().split()):
+                assert waiting.process.poll() is None
+            assert list(carry.killed(str(run))) == []
+            carry.carry(lambda *_: True, str(run))
+            assert waiting.process.wait(30) == -signal.SIGKILL
+            assert waiting.is_let_go()
+
+
+def _name(pid: str) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text()
+    except OSError:
+        return ""
+
+
 def test_it_goes_on_at_once_where_nobody_carries(run: Path, victim: subprocess.Popen[bytes]) -> None:
     with _waiting(run, victim.pid) as waiting:
         assert waiting.went_on() == f"went on !a b*$(id) {_CORE!r}\n"

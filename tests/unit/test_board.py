@@ -137,6 +137,30 @@ def test_what_was_kept_is_no_loss(tmp_path: Path, stage: str) -> None:
         assert spool.uuids(stage) == [_UUID]
 
 
+@pytest.mark.parametrize("is_copied", [True, False])
+def test_a_core_whose_last_byte_had_come_is_whole(tmp_path: Path, real_core: Path, *, is_copied: bool) -> None:
+    """Its worker was killed before it could finish the dump; of another nobody knows whether it is."""
+    made = spools.make(tmp_path)
+    core = real_core.read_bytes()
+    with made.open() as spool, spool.new(_UUID) as dump:
+        fd = durable.create(dump.fd, "core", 0o600)
+        durable.write(fd, core.rstrip(b"\0"))  # its end is a hole that has not been made yet
+        os.close(fd)
+    board = Board.new(1)
+    crash = board.crash(0)
+    crash.put(_victim(7), _UUID)
+    if is_copied:
+        crash.copied(len(core))
+    settle(Log([]), _settings(made), "", [crash])
+    document = made.record("pending", _UUID)
+    assert (document["core"]["truncated"] is None) == is_copied
+    if is_copied:
+        assert (made.path("pending", _UUID) / "core").read_bytes() == core
+    else:
+        assert document["core"]["truncated"]["reason"] == "interrupted"
+    assert crash.is_free()
+
+
 @pytest.mark.parametrize("is_dump_left", [True, False])
 def test_a_loss_is_told_once(tmp_path: Path, *, is_dump_left: bool) -> None:
     """Its worker, or a sweep, was killed after it had been put on record, and before the dump had gone."""
