@@ -44,7 +44,7 @@ import select
 from typing import NoReturn
 
 from coresnap.capture.aftermath import settle
-from coresnap.capture.board import CAPTURES, FREE, LEFT, WAITS, Board, former_boards, open_board
+from coresnap.capture.board import CAPTURES, FREE, LEFT, WAITS, find, former_boards, open_board
 from coresnap.capture.reach import machine_s_root
 from coresnap.capture.victim import Victim
 from coresnap.capture.worker import WAITING, Worker
@@ -58,6 +58,7 @@ from coresnap.spool import stages
 _PR_SET_DUMPABLE = 4
 #: How often it is looked whether anything is left behind, and the watchdog told that we live.
 _LOOK_SECONDS = 60
+_JOBS_MOST = 1024
 
 
 class Service:
@@ -68,7 +69,7 @@ class Service:
         self.settings = settings
         self.jobs = jobs
         self.log = log
-        self.board = open_board(jobs, log.warning)
+        self.board = open_board(2 * jobs, log.warning)  # half of it for workers that have died
         self.within = machine_s_root()
         self.workers: dict[int, int] = {}
         self.sweeper = 0
@@ -87,7 +88,7 @@ class Service:
         poll.register(caught.fd, select.POLLIN)
         poll.register(self.wanted_fd, select.POLLIN)
         look_at = time.monotonic() + _LOOK_SECONDS
-        while self.workers or self.sweeper:
+        while not caught.stop or self.workers or self.sweeper:
             notify.watchdog()
             notify.status(f"{self.board.count(CAPTURES)} captures under way")
             ready = {fd for fd, _events in poll.poll(max(0.0, look_at - time.monotonic()) * 1000)}
@@ -108,8 +109,8 @@ class Service:
         notify.stopping()
 
     def _fork_workers(self) -> None:
-        while self.board.count(WAITS) < WAITING and self.board.count(FREE):
-            place = self.board.place()
+        while self.board.count(WAITS) < WAITING and len(self.workers) < self.jobs:
+            place = self._place()
             self.board.put(place, WAITS)
             try:
                 pid = os.fork()
@@ -123,22 +124,35 @@ class Service:
                 self._be_a_worker(place)
             self.workers[pid] = place
 
+    def _place(self) -> int:
+        """Return a place for another worker; where none is free, one whose crashes could not be settled, again and again."""
+        try:
+            return self.board.place()
+        except ValueError:
+            place = self.board.left()[0]
+        for crash in self.board.crashes(place):
+            self.log.error(f"{crash.taken().uuid}: its capture was killed, and what is left of it cannot be settled")
+            crash.clear()
+        return place
+
     def _reap(self) -> None:
-        """Bury the children that have ended; what a worker has left is for the sweep, and so long nobody has its place."""
+        """Bury the children that have ended; what a worker has left is for the sweep."""
         while self.workers or self.sweeper:
             pid, status = os.waitpid(-1, os.WNOHANG)
             if not pid:
                 return
             if pid == self.sweeper:
                 self.sweeper = 0
+                if os.WIFSIGNALED(status):
+                    self.log.error(f"a sweep was killed by signal {os.WTERMSIG(status)}; it will be tried again")
                 for place in self.board.left():
                     self._free(place)
-                continue
-            place = self.workers.pop(pid)
-            if os.WIFSIGNALED(status):
-                self.log.error(f"a capture was killed by signal {os.WTERMSIG(status)}")
-            self._free(place)
-            self.sweeps |= self.board.at(place) == LEFT
+            elif pid in self.workers:
+                place = self.workers.pop(pid)
+                if os.WIFSIGNALED(status):
+                    self.log.error(f"a capture was killed by signal {os.WTERMSIG(status)}")
+                self._free(place)
+                self.sweeps |= self.board.at(place) == LEFT
 
     def _free(self, place: int) -> None:
         self.board.put(place, LEFT if self.board.crashes(place) else FREE)
@@ -153,32 +167,45 @@ class Service:
             staging = os.listdir(os.path.join(self.within + settings.root, stages.STAGING))
         except OSError:
             staging = []  # no spool yet
-        left, former = self.board.left(), former_boards()
+        left, former = self.board.left(), former_boards(self.log.warning)
         if not staging and not left and not former:
             return
-        self.sweeper = os.fork()
+        try:
+            self.sweeper = os.fork()
+        except OSError as error:
+            self.log.error(f"no sweep can be started: {error.strerror}")
+            return
         if self.sweeper:
             return
         try:
-            crashes = [crash for place in left for crash in self.board.crashes(place)]
-            for board in filter(None, map(Board.former, former)):
-                crashes += board.everything()
-            settle(self.log, settings, self.within, crashes)
-            for path in former:
-                os.unlink(path)
-        except OSError as error:
-            self.log.error(f"sweep: {error}")
+            self._be_a_child()
+            for listener in self.listeners.values():
+                listener.close()
+            boards = [self.board, *former.values()]
+            crashes = [crash for board in former.values() for crash in board.everything()]
+            crashes += [crash for place in left for crash in self.board.crashes(place)]
+            settle(self.log, settings, self.within, crashes, lambda uuid: find(boards, uuid))
+            for path, board in former.items():
+                if not board.everything():
+                    os.unlink(path)
+        except Exception as error:  # noqa: BLE001  # else nobody would hear of it
+            self.log.error(f"sweep: {error!r}; it will be tried again")
         finally:
             os._exit(0)
+
+    def _be_a_child(self) -> None:
+        """Be rid of what is the service's: its signals, and what tells the workers to stop."""
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)  # what it holds it finishes
+        if self.stop_fd >= 0:
+            os.close(self.stop_fd)
 
     def _be_a_worker(self, place: int) -> NoReturn:
         status = 1
         try:
-            signal.set_wakeup_fd(-1)
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-                signal.signal(number, signal.SIG_IGN)  # what it holds it finishes
-            os.close(self.stop_fd)
+            self._be_a_child()
             gc.disable()
             Worker(place, self.board, self.listeners, self.settings, self.within, self.log).run(
                 self.stopped_fd, self.want_fd, _is_probe
@@ -209,6 +236,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--settings", metavar="FILE", default=flat.PATH, help="archive's settings, compiled")
     parser.add_argument("--jobs", metavar="N", type=int, help="most captures at once, in place of archive.jobs")
     options = parser.parse_args(arguments)
+    if options.jobs is not None and not 1 <= options.jobs <= _JOBS_MOST:
+        parser.error(f"--jobs: {options.jobs} is not from 1 to {_JOBS_MOST}")
     log = Log.open()
     return program.run("coresnap-capture", lambda: _run(options, log), log.error)
 

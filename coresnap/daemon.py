@@ -43,7 +43,6 @@ from contextlib import ExitStack, suppress
 from coresnap.capture import carry
 from coresnap.capture.aftermath import lose
 from coresnap.capture.sweep import sweep
-from coresnap.capture.tell import tell_swept
 from coresnap.capture.victim import CORE_PATTERN, Victim, from_core_pattern
 from coresnap.ground import flat, notify, program, runner, settings
 from coresnap.ground.errors import CoresnapError, Refused, TryLater
@@ -164,8 +163,7 @@ def _totals(spool: Spool) -> str:
 
 
 def _sweep(spool: Spool, loaded: Settings, log: Log) -> None:
-    for outcome in sweep(spool, settings.archive_settings(loaded)):
-        tell_swept(log, outcome)
+    sweep(log, spool, settings.archive_settings(loaded))
 
 
 def _tell_late(spool: Spool, loaded: Settings, log: Log) -> None:

@@ -3,16 +3,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from coresnap.capture.board import Crash, Taken
 from coresnap.capture.loss import is_on_record, put_on_record
 from coresnap.capture.sweep import sweep
-from coresnap.capture.tell import tell_swept
 from coresnap.capture.victim import Victim
 from coresnap.ground import catalog
-from coresnap.ground.errors import CoresnapError, Refused
+from coresnap.ground.errors import Refused
 from coresnap.ground.flat import ArchiveSettings
 from coresnap.ground.log import Log
 from coresnap.spool import stages
@@ -33,37 +32,31 @@ def spool_or_none(root: str, within: str) -> Iterator[Spool | None]:
         yield spool
 
 
-def settle(log: Log, settings: ArchiveSettings, within: str, crashes: Sequence[Crash]) -> None:
-    """Keep, or put on record, what captures have left in staging that were killed, and what these had; then forget them.
+def settle(
+    log: Log,
+    settings: ArchiveSettings,
+    within: str,
+    crashes: Sequence[Crash],
+    find: Callable[[str], Taken | None],
+) -> None:
+    """Keep, or put on record, what captures have left in staging that were killed, and what these had. Raises OSError.
 
-    `crashes` are of workers that have died, or of a service that has. `within`: see Spool. Raises nothing.
+    `crashes` are of workers that have died, or of a service that has: each is cleared once that is done. `find` returns what
+    is known of any by its UUID: further workers may die meanwhile. `within`: see Spool.
     """
-    found = [(crash, crash.taken()) for crash in crashes]
     with spool_or_none(settings.root, within) as spool:
-        if spool is not None:
-            _sweep(log, settings, spool, [taken for _crash, taken in found])
-        for crash, taken in found:
+        if spool is None:
+            return  # it may be mounted later
+        sweep(log, spool, settings, find)
+        for crash in crashes:
+            taken = crash.taken()
+            stage = next((stage for stage in stages.STAGES if spool.holds(stage, taken.uuid)), "")
+            if stage == stages.STAGING:
+                continue  # it could not be swept
             # Until it has been told otherwise archive has what it hands over. What the kernel hands over is nobody else's.
-            if not taken.is_offered and not _is_known(spool, taken.uuid):
+            if not stage and not taken.is_offered and not is_on_record(spool, taken.uuid):
                 lose(log, settings, spool, taken.victim, "interrupted", _BEFORE_FIRST_BYTE, taken.uuid)
             crash.clear()
-
-
-def _sweep(log: Log, settings: ArchiveSettings, spool: Spool, taken: Sequence[Taken]) -> None:
-    try:
-        for outcome in sweep(spool, settings, taken):
-            tell_swept(log, outcome)
-    except (CoresnapError, OSError) as error:
-        log.error(f"sweep: {error}")  # what has not been swept stays in staging for the next one
-
-
-def _is_known(spool: Spool | None, uuid: str) -> bool:
-    """Say whether what has become of a crash can be seen: a dump moves on as the stages are listed."""
-    try:
-        kept = spool is not None and any(spool.holds(stage, uuid) for stage in stages.STAGES)
-        return kept or is_on_record(spool, uuid)
-    except OSError:
-        return False
 
 
 def lose(

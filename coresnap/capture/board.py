@@ -2,8 +2,8 @@
 """What the workers of the capture service do at the moment, where all of them can see it, and the next service, too.
 
 The board is a file: a service that is killed with all its workers leaves there whose crashes they had. The next one puts it
-aside, and unlinks it once each of those is kept or on record. Layout: _HEAD (a mark, the number of places), a byte of state
-for each place, CRASHES times _CRASH for each place.
+aside, and unlinks it once it has settled what stands there. Layout: _HEAD (a mark, the number of places), a byte of state for
+each place, CRASHES times _CRASH for each place.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from __future__ import annotations
 import mmap
 import os
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 
 from coresnap.capture.victim import Victim
-from coresnap.spool.stages import new_uuid
+from coresnap.spool.stages import is_uuid, new_uuid
 
 #: A place's worker: there is none, it waits, it has crashes; LEFT where it has died, and left some.
 FREE, WAITS, CAPTURES, LEFT = b"\0", b"w", b"c", b"l"
@@ -30,7 +30,7 @@ _MARK = b"coresnap-board 3"
 _CRASH = struct.Struct("=??qqqqq16s36s")
 _CORE_BYTES = struct.Struct("=q")
 _NUMBERS = ("pid", "uid", "gid", "signal")
-_PLACES_MAX = 1024
+_PLACES_MAX = 1 << 12
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Taken:
 
 
 class Crash:
-    """Where a crash stands on a board, from before anything is done for it until it is kept or on record."""
+    """Where a crash stands on a board, from when it is known whose it is until it is kept or on record."""
 
     __slots__ = ("_at", "_bytes")
 
@@ -107,7 +107,7 @@ class Board:
             return cls(size, mmap.mmap(-1, length))
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
-            os.ftruncate(fd, length)
+            os.posix_fallocate(fd, 0, length)  # a hole that finds no room in /run later on would be a SIGBUS
             board = cls(size, mmap.mmap(fd, length))
         finally:
             os.close(fd)
@@ -134,7 +134,7 @@ class Board:
         return self._bytes[_HEAD.size : self._crashes_at].count(state)
 
     def place(self) -> int:
-        """Return a place that no worker has."""
+        """Return a place that is free. Raises ValueError where none is."""
         return self._bytes[_HEAD.size : self._crashes_at].index(FREE)
 
     def put(self, place: int, state: bytes) -> None:
@@ -183,18 +183,42 @@ def open_board(size: int, warn: Callable[[str], None]) -> Board:
     path = f"{directory}/{_NAME}"
     try:
         with suppress(FileNotFoundError):
-            os.rename(path, f"{path}.{new_uuid()}")
+            former = Board.former(path)
+            if former and former.everything():
+                os.rename(path, f"{path}.{new_uuid()}")
+            else:
+                os.unlink(path)
         return Board.new(size, path)
     except OSError as error:
         warn(f"{path}: {error.strerror}: what a killed service had taken will not be on record")
         return Board.new(size)
 
 
-def former_boards() -> list[str]:
-    """Return the paths of the boards that have been put aside."""
+def former_boards(warn: Callable[[str], None]) -> dict[str, Board]:
+    """Return the boards that have been put aside, by their paths; what is none goes."""
     directory = runtime_directory()
+    found = {}
     try:
         names = os.listdir(directory) if directory else []
     except OSError:
-        return []
-    return [f"{directory}/{name}" for name in sorted(names) if name.startswith(f"{_NAME}.")]
+        names = []
+    for name in names:
+        beginning, _dot, uuid = name.partition(".")
+        if beginning != _NAME or not is_uuid(uuid):
+            continue
+        path = f"{directory}/{name}"
+        try:
+            board = Board.former(path)
+            if board and board.everything():
+                found[path] = board
+            else:
+                os.unlink(path)
+        except OSError as error:
+            warn(f"{path}: {error.strerror}: what a killed service had taken is not on record")
+    return found
+
+
+def find(boards: Iterable[Board], uuid: str) -> Taken | None:
+    """Return the crash that goes by this UUID, as it stands on one of the boards just now."""
+    crashes = (crash.taken() for board in boards for crash in board.everything())
+    return next((taken for taken in crashes if taken.uuid == uuid), None)

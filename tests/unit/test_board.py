@@ -11,18 +11,17 @@ import pytest
 
 from coresnap.capture import handover
 from coresnap.capture.aftermath import settle
-from coresnap.capture.board import CAPTURES, CRASHES, FREE, LEFT, WAITS, Board, former_boards, open_board
+from coresnap.capture.board import CAPTURES, CRASHES, FREE, LEFT, WAITS, Board, find, former_boards, open_board
 from coresnap.capture.handover import HandedOver
 from coresnap.capture.source import Withdrawn
 from coresnap.capture.victim import Victim
 from coresnap.ground import durable, settings
-from coresnap.ground.flat import ArchiveSettings
 from coresnap.ground.log import Log
 from coresnap.spool import ledger, stages
 from tests.support import spools
 from tests.support.spools import Made
 
-_UUID = "e104a754-73a1-4df8-954b-92608f6fad40"
+_UUID, _OTHER = "e104a754-73a1-4df8-954b-92608f6fad40", "1f9deac9-6f90-435b-a0e8-8cf13489832e"
 
 
 def _victim(pid: int) -> Victim:
@@ -31,8 +30,9 @@ def _victim(pid: int) -> Victim:
     return victim
 
 
-def _settings(made: Made) -> ArchiveSettings:
-    return settings.archive_settings(settings.load(str(made.configuration)))
+def _settle(made: Made, board: Board, place: int = 0) -> None:
+    archive_settings = settings.archive_settings(settings.load(str(made.configuration)))
+    settle(Log([]), archive_settings, "", board.crashes(place), lambda uuid: find([board], uuid))
 
 
 def _losses(made: Made) -> list[tuple[str, int, str]]:
@@ -45,7 +45,7 @@ def test_what_was_taken_outlives_the_service(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setenv("RUNTIME_DIRECTORY", str(tmp_path))
     warnings: list[str] = []
     board = open_board(4, warnings.append)
-    assert former_boards() == []
+    assert former_boards(warnings.append) == {}
     for place, state in enumerate((WAITS, CAPTURES, CAPTURES, CAPTURES)):
         board.put(place, state)
     board.crash(1).put(_victim(7), "")
@@ -54,9 +54,10 @@ def test_what_was_taken_outlives_the_service(tmp_path: Path, monkeypatch: pytest
     assert (board.count(CAPTURES), board.count(WAITS), board.count(FREE)) == (3, 1, 0)
     for _service in range(2):
         assert open_board(2, warnings.append).everything() == []
-    found = [
-        crash.taken() for path in former_boards() if (former := Board.former(path)) for crash in former.everything()
-    ]
+    (tmp_path / "board.of another").mkdir()
+    (tmp_path / f"board.{_OTHER}").write_bytes(b"none")
+    (former,) = former_boards(warnings.append).values()
+    found = [crash.taken() for crash in former.everything()]
     assert [(taken.victim.pid, taken.victim.uid, taken.uuid, taken.is_offered) for taken in found] == [
         (7, None, "", False),
         (8, None, _UUID, True),
@@ -117,7 +118,7 @@ def test_what_archive_has_still_is_no_loss(tmp_path: Path, core: bytes | str | N
                 os.close(durable.create(dump.fd, "core", 0o600))
     board = Board.new(1)
     board.crash(0).put(_victim(7), _UUID, is_offered=is_offered)
-    settle(Log([]), _settings(made), "", board.crashes(0))
+    _settle(made, board)
     assert board.crashes(0) == []
     with made.open() as spool:
         assert spool.listing(stages.STAGING) == []
@@ -131,7 +132,7 @@ def test_what_was_kept_is_no_loss(tmp_path: Path, stage: str) -> None:
     spools.add(made, stage, _UUID)
     board = Board.new(1)
     board.crash(0).put(_victim(7), _UUID)
-    settle(Log([]), _settings(made), "", board.crashes(0))
+    _settle(made, board)
     assert _losses(made) == []
     with made.open() as spool:
         assert spool.uuids(stage) == [_UUID]
@@ -151,7 +152,7 @@ def test_a_core_whose_last_byte_had_come_is_whole(tmp_path: Path, real_core: Pat
     crash.put(_victim(7), _UUID)
     if is_copied:
         crash.copied(len(core))
-    settle(Log([]), _settings(made), "", [crash])
+    _settle(made, board)
     document = made.record("pending", _UUID)
     assert (document["core"]["truncated"] is None) == is_copied
     if is_copied:
@@ -174,8 +175,64 @@ def test_a_loss_is_told_once(tmp_path: Path, *, is_dump_left: bool) -> None:
                 os.close(fd)
     board = Board.new(1)
     board.crash(0).put(_victim(7), _UUID)
-    settle(Log([]), _settings(made), "", board.crashes(0))
+    _settle(made, board)
     assert _losses(made) == [("not-a-core", 7, _UUID)]
+    with made.open() as spool:
+        assert spool.listing(stages.STAGING) == []
+
+
+def test_whose_worker_dies_while_it_is_swept_is_known_too(tmp_path: Path) -> None:
+    """Its place is none of those that are settled; archive has it still, or its last byte had come."""
+    made = spools.make(tmp_path)
+    with made.open() as spool:
+        spool.new(_UUID).close()
+    board = Board.new(2)
+    board.crash(1).put(_victim(7), _UUID, is_offered=True)
+    _settle(made, board)
+    with made.open() as spool:
+        assert spool.listing(stages.STAGING) == []
+    assert _losses(made) == []
+    assert len(board.crashes(1)) == 1
+    _settle(made, board, 1)
+    assert _losses(made) == []
+    assert board.everything() == []
+
+
+def test_without_a_spool_it_stays_on_the_board(tmp_path: Path) -> None:
+    """It may be mounted later, and have a dump of it."""
+    made = spools.make(tmp_path)
+    board = Board.new(1)
+    board.crash(0).put(_victim(7), _UUID)
+    made.root.rename(tmp_path / "elsewhere")
+    _settle(made, board)
+    assert len(board.everything()) == 1
+    (tmp_path / "elsewhere").rename(made.root)
+    _settle(made, board)
+    assert board.everything() == []
+    assert _losses(made) == [("interrupted", 7, _UUID)]
+
+
+def test_a_dump_that_cannot_be_swept_keeps_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is known of it stays for the next sweep; the dump is not locked for that."""
+    made = spools.make(tmp_path)
+    board = Board.new(1)
+    with made.open() as spool:
+        for pid, uuid in ((7, _UUID), (8, _OTHER)):
+            spool.new(uuid).close()
+            board.crash(0).put(_victim(pid), uuid)
+
+    def fault(operation: str, name: str) -> None:
+        if operation == "rename" and _UUID in name:
+            raise ZeroDivisionError("a mistake")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(durable, "fault", fault)
+        _settle(made, board)
+    assert [crash.taken().uuid for crash in board.everything()] == [_UUID]
+    assert sorted(_losses(made)) == [("interrupted", 7, _UUID), ("interrupted", 8, _OTHER)]
+    _settle(made, board)
+    assert board.everything() == []
+    assert len(_losses(made)) == 2, "each once"
     with made.open() as spool:
         assert spool.listing(stages.STAGING) == []
 

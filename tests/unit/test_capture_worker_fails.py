@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from coresnap import capture_service
-from coresnap.capture.board import CAPTURES, FREE
+from coresnap.capture.board import CAPTURES
 from coresnap.capture.victim import Victim
 from coresnap.capture.worker import Worker
 from coresnap.ground import flat
@@ -48,10 +48,31 @@ def test_a_mistake_is_told_and_the_crash_put_on_record(
         _wait_for_a_child(service.sweeper or next(iter(service.workers)))
         service._reap()
         service._sweep()
-    assert service.board.count(FREE) == 1, "its place is another's now"
+    assert service.board.left() == [], "its place is another's now"
     assert "ZeroDivisionError('a mistake')" in capfd.readouterr().err
     with Spool(str(root)) as spool:
         assert [(entry["reason"], entry["comm"]) for entry in ledger.read(spool.root_fd)] == [("interrupted", "victim")]
+
+
+def test_what_cannot_be_settled_keeps_no_crash_from_being_captured(
+    root: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Without a spool it waits on the board, as long as there is room for it; that is told."""
+    settings = tmp_path / "settings"
+    settings.write_text(f"{flat.HEADER}\nroot\t{root}/none\nquota_percent\t0\n")
+    service = capture_service.Service({}, flat.Compiled(str(settings)), 1, Log.open())
+    uuids = [stages.new_uuid() for _ in range(2)]
+    for place, uuid in enumerate(uuids):
+        service.board.crash(place).put(Victim(), uuid)
+        service._free(place)
+    service.sweeps = True
+    service._sweep()
+    _wait_for_a_child(service.sweeper)
+    service._reap()
+    assert service.board.left() == [0, 1]
+    assert service._place() == 0
+    assert [crash.taken().uuid for crash in service.board.everything()] == uuids[1:]
+    assert f"{uuids[0]}: its capture was killed" in capfd.readouterr().err
 
 
 def _wait_for_a_child(pid: int) -> None:
