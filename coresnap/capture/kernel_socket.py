@@ -87,12 +87,20 @@ class KernelSocket(Source):
         return int(mark)
 
 
-def victim_of(connection: socket.socket) -> Victim:
-    """Return what the kernel tells of the process that crashes. Raises BadInput where it does not crash, OSError.
-
-    Of one that has been killed meanwhile, and reaped, the socket remembers who it was; its user is the effective one then.
-    """
+def peer_of(connection: socket.socket) -> Victim:
+    """Return whose connection it is, as fast as that can be known; the user is the effective one. Raises OSError."""
     victim = Victim()
+    victim.pid, victim.uid, victim.gid = _PEER.unpack(
+        connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
+    )
+    return victim
+
+
+def learn(victim: Victim, connection: socket.socket) -> None:
+    """Add what the kernel tells of the process that crashes. Raises BadInput where it does not crash, OSError.
+
+    Of one that has been killed meanwhile, and reaped, there is no more than `peer_of` tells.
+    """
     pidfd = connection.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD)
     os.set_inheritable(pidfd, False)
     buffer = bytearray(_INFO.size)
@@ -101,14 +109,12 @@ def victim_of(connection: socket.socket) -> Victim:
     mask, _cgroup, _pid, tgid, _ppid, ruid, rgid, *_ids, _exit, dumped, number = _INFO.unpack(buffer)
     if not (mask & _INFO_COREDUMP and dumped & _COREDUMPED):
         raise BadInput(f"process {tgid} is at the coredump socket, and has not crashed")
-    victim.pid, victim.uid, victim.gid, victim.pidfd = tgid, ruid, rgid, pidfd
-    if not tgid:
-        peer = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
-        victim.pid, victim.uid, victim.gid = _PEER.unpack(peer)
+    victim.pidfd = pidfd
+    if tgid:
+        victim.pid, victim.uid, victim.gid = tgid, ruid, rgid
     victim.dumpable = 1 if dumped & _DUMPED_AS_USER else 2
     victim.time = int(time.time())
     comm = comm_of(f"/proc/{tgid}")
     victim.comm = None if has_exited(pidfd) else comm  # its number may be another's by now
     if mask & _INFO_SIGNAL:
         victim.signal = number
-    return victim

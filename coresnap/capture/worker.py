@@ -20,7 +20,7 @@ from coresnap.capture.capture import Capture
 from coresnap.capture.carry import somebody_waits
 from coresnap.capture.finish import finish
 from coresnap.capture.handed_over import from_archive
-from coresnap.capture.kernel_socket import KernelSocket, victim_of
+from coresnap.capture.kernel_socket import KernelSocket, learn, peer_of
 from coresnap.capture.resident import ResidentReader
 from coresnap.capture.source import Gone, Source, Withdrawn
 from coresnap.capture.tell import tell
@@ -47,10 +47,9 @@ _DEFERS_SECONDS = 0.5
 class _Lost(CoresnapError):
     """A process has crashed, and its core cannot be had; `reason` is one of the ledger's."""
 
-    def __init__(self, victim: Victim, uuid: str, reason: str, why: str) -> None:
+    def __init__(self, victim: Victim, reason: str, why: str) -> None:
         super().__init__(why)
         self.victim = victim
-        self.uuid = uuid
         self.reason = reason
 
 
@@ -128,25 +127,29 @@ class Worker:
         """Accept one crash, and capture it; say no where another worker was faster."""
         started_nsec = time.monotonic_ns()
         self.board.put(self.place, CAPTURES)
+        crash, uuid = self.board.crash(self.place), new_uuid()
         try:
             # What socket.accept() adds, enumerations of families and types, takes longer than the call.
             fd, _address = _socket.socket._accept(self.listeners[name])  # type: ignore[attr-defined]  # noqa: SLF001
         except OSError:
             return False
         connection = socket.socket(socket.AF_UNIX, self.types[name], 0, fd)
-        crash = self.board.crash(self.place)
+        victim = None
+        if name == "kernel":  # nobody else has it
+            victim = peer_of(connection)
+            crash.put(victim, uuid)
         if not self.board.count(WAITS):
             try:
                 os.write(want_fd, b"+")
             except BlockingIOError:
                 pass  # it has been told often enough
         try:
-            if self._capture(name, connection, crash, started_nsec, reader, is_probe):
+            if self._capture(victim, connection, crash, uuid, started_nsec, reader, is_probe):
                 return True
         except Withdrawn:
             pass  # archive captures it
         except _Lost as lost:
-            self._put_on_record(lost)
+            self._put_on_record(lost, uuid)
         except BadInput as error:
             self.log.error(f"{name}: refused: {error}")
         finally:
@@ -154,31 +157,34 @@ class Worker:
         crash.clear()
         return True
 
-    def _put_on_record(self, lost: _Lost) -> None:
+    def _put_on_record(self, lost: _Lost, uuid: str) -> None:
         settings, _problem = self.settings.read()
         with spool_or_none(settings.root, self.within) as spool:
-            lose(self.log, settings, spool, lost.victim, lost.reason, str(lost), lost.uuid)
+            lose(self.log, settings, spool, lost.victim, lost.reason, str(lost), uuid)
 
     def _capture(
         self,
-        name: str,
+        victim: Victim | None,
         connection: socket.socket,
         crash: Crash,
+        uuid: str,
         started_nsec: int,
         reader: ResidentReader,
         is_probe: Callable[[Victim], bool],
     ) -> bool:
-        """Capture the crash until its process is let go; say whether it is to be finished."""
+        """Capture the crash until its process is let go; say whether it is to be finished.
+
+        `victim` is what is known of it where it is the kernel that has connected.
+        """
         settings, problem = self.settings.read()
-        uuid = new_uuid()
         source: Source
         fds: list[int] = []
         try:
-            if name == "kernel":
-                victim = victim_of(connection)
+            if victim is not None:
+                learn(victim, connection)
                 fds += [] if victim.pidfd is None else [victim.pidfd]
                 crash.put(victim, uuid)
-                source = _from_kernel(connection, victim, uuid)
+                source = _from_kernel(connection, victim)
                 if is_probe(victim):
                     source.acknowledge()
                     return False
@@ -210,11 +216,11 @@ class Worker:
         crash.clear()
 
 
-def _from_kernel(connection: socket.socket, victim: Victim, uuid: str) -> KernelSocket:
+def _from_kernel(connection: socket.socket, victim: Victim) -> KernelSocket:
     """Take what the kernel asks. Raises _Lost where it asks in no known way."""
     try:
         return KernelSocket(connection)
     except Gone as error:
-        raise _Lost(victim, uuid, "empty", str(error)) from error
+        raise _Lost(victim, "empty", str(error)) from error
     except (BadInput, OSError) as error:
-        raise _Lost(victim, uuid, "internal", str(error)) from error
+        raise _Lost(victim, "internal", str(error)) from error
