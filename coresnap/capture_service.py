@@ -44,7 +44,7 @@ import select
 from typing import NoReturn
 
 from coresnap.capture.aftermath import settle
-from coresnap.capture.board import CAPTURES, FREE, LEFT, WAITS, find, former_boards, open_board
+from coresnap.capture.board import CAPTURES, FREE, LEFT, WAITS, find, former_boards, open_board, open_former
 from coresnap.capture.reach import machine_s_root
 from coresnap.capture.victim import Victim
 from coresnap.capture.worker import WAITING, Worker
@@ -167,8 +167,8 @@ class Service:
             staging = os.listdir(os.path.join(self.within + settings.root, stages.STAGING))
         except OSError:
             staging = []  # no spool yet
-        left, former = self.board.left(), former_boards(self.log.warning)
-        if not staging and not left and not former:
+        left, aside = self.board.left(), former_boards()
+        if not staging and not left and not aside:
             return
         try:
             self.sweeper = os.fork()
@@ -181,6 +181,7 @@ class Service:
             self._be_a_child()
             for listener in self.listeners.values():
                 listener.close()
+            former = open_former(aside, self.log.warning)
             boards = [self.board, *former.values()]
             crashes = [crash for board in former.values() for crash in board.everything()]
             crashes += [crash for place in left for crash in self.board.crashes(place)]

@@ -26,9 +26,11 @@ CRASHES = 34
 _NAME = "board"
 _HEAD = struct.Struct("=24sQ")
 _MARK = b"coresnap-board 3"
-#: Whether there is one; whether archive has it still; core_bytes; pid, uid, gid, signal (-1: not known); comm; UUID.
-_CRASH = struct.Struct("=??qqqqq16s36s")
+#: UUID; whether archive has it still; whether there is one; core_bytes; pid, uid, gid, signal (-1: not known); comm.
+_CRASH = struct.Struct("=36s??qqqqq16s")
 _CORE_BYTES = struct.Struct("=q")
+#: Where these are. Archive looks at the first two, too (coresnap.capture.handover), also after a crash has been cleared.
+_IS_OFFERED, _IS_THERE, _CORE_BYTES_AT = 36, 37, 38
 _NUMBERS = ("pid", "uid", "gid", "signal")
 _PLACES_MAX = 1 << 12
 
@@ -50,40 +52,41 @@ class Taken:
 class Crash:
     """Where a crash stands on a board, from when it is known whose it is until it is kept or on record."""
 
-    __slots__ = ("_at", "_bytes")
+    __slots__ = ("_bytes", "at", "board_fd")
 
-    def __init__(self, bytes_: mmap.mmap, at: int) -> None:
+    def __init__(self, bytes_: mmap.mmap, at: int, board_fd: int) -> None:
+        """`at` is its offset, in bytes, in the board's file."""
         self._bytes = bytes_
-        self._at = at
+        self.at = at
+        self.board_fd = board_fd
 
     def put(self, victim: Victim, uuid: str, *, is_offered: bool = False) -> None:
         """Say whose crash it is; see Taken. It stands there when all of that does."""
         numbers = (-1 if (number := getattr(victim, name)) is None else number for name in _NUMBERS)
         comm = (victim.comm or "").encode("utf-8", "replace")[:16]
-        self._bytes[self._at : self._at + _CRASH.size] = _CRASH.pack(
-            False, is_offered, -1, *numbers, comm, uuid.encode()
-        )
-        self._bytes[self._at] = 1
+        data = _CRASH.pack(uuid.encode(), is_offered, False, -1, *numbers, comm)
+        self._bytes[self.at : self.at + _CRASH.size] = data
+        self._bytes[self.at + _IS_THERE] = 1
 
     def is_free(self) -> bool:
         """Say whether none stands here."""
-        return not self._bytes[self._at]
+        return not self._bytes[self.at + _IS_THERE]
 
     def take(self, is_taken: bool) -> None:
         """Say that archive is about to be told that the crash has been taken, or that it could not be told."""
-        self._bytes[self._at + 1] = not is_taken
+        self._bytes[self.at + _IS_OFFERED] = not is_taken
 
     def copied(self, core_bytes: int) -> None:
         """Say that its core has been written to its last byte."""
-        _CORE_BYTES.pack_into(self._bytes, self._at + 2, core_bytes)
+        _CORE_BYTES.pack_into(self._bytes, self.at + _CORE_BYTES_AT, core_bytes)
 
     def clear(self) -> None:
         """Forget it."""
-        self._bytes[self._at] = 0
+        self._bytes[self.at + _IS_THERE] = 0
 
     def taken(self) -> Taken:
         """Return what stands here."""
-        _there, is_offered, core_bytes, *numbers, comm, uuid = _CRASH.unpack_from(self._bytes, self._at)
+        uuid, is_offered, _there, core_bytes, *numbers, comm = _CRASH.unpack_from(self._bytes, self.at)
         victim = Victim()
         for name, number in zip(_NUMBERS, numbers, strict=True):
             setattr(victim, name, None if number < 0 else number)
@@ -94,40 +97,43 @@ class Crash:
 class Board:
     """What each worker does, a byte each, and whose crashes it has, in memory that all of them share."""
 
-    def __init__(self, size: int, bytes_: mmap.mmap) -> None:
-        self._bytes = bytes_
+    def __init__(self, size: int, fd: int) -> None:
+        """`fd` is of a file of that many places. Raises OSError."""
+        self._fd = fd
+        self._bytes = mmap.mmap(fd, _length(size))
         self._crashes_at = _HEAD.size + size
         self._places = range(size)
 
     @classmethod
     def new(cls, size: int, path: str = "") -> Board:
         """Return an empty one; `path` is where it outlives the service, without it nothing does. Raises OSError."""
-        length = _length(size)
-        if not path:
-            return cls(size, mmap.mmap(-1, length))
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        fd = os.open(path, flags, 0o600) if path else os.memfd_create(_NAME)
         try:
-            os.posix_fallocate(fd, 0, length)  # a hole that finds no room in /run later on would be a SIGBUS
-            board = cls(size, mmap.mmap(fd, length))
-        finally:
+            os.posix_fallocate(fd, 0, _length(size))  # a hole that finds no room in /run later on would be a SIGBUS
+            os.pwrite(fd, _HEAD.pack(_MARK, size), 0)
+            return cls(size, fd)
+        except OSError:
             os.close(fd)
-        board._bytes[: _HEAD.size] = _HEAD.pack(_MARK, size)
-        return board
+            raise
 
     @classmethod
     def former(cls, path: str) -> Board | None:
         """Return the one that another service has left; None where it is not of this layout. Raises OSError."""
         fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
-            head = os.pread(fd, _HEAD.size, 0)
-            if len(head) < _HEAD.size:
-                return None
+            head = os.pread(fd, _HEAD.size, 0).ljust(_HEAD.size, b"\0")
             mark, size = _HEAD.unpack(head)
-            if mark.rstrip(b"\0") != _MARK or size > _PLACES_MAX or os.fstat(fd).st_size != _length(size):
-                return None
-            return cls(size, mmap.mmap(fd, _length(size)))
+            if mark.rstrip(b"\0") == _MARK and size <= _PLACES_MAX and os.fstat(fd).st_size == _length(size):
+                return cls(size, os.dup(fd))
+            return None
         finally:
             os.close(fd)
+
+    def close(self) -> None:
+        """Close it in this process."""
+        self._bytes.close()
+        os.close(self._fd)
 
     def count(self, state: bytes) -> int:
         """Return how many places are in that state."""
@@ -163,7 +169,7 @@ class Board:
 
     def _of(self, place: int) -> Iterator[Crash]:
         begin = self._crashes_at + place * CRASHES * _CRASH.size
-        return (Crash(self._bytes, begin + number * _CRASH.size) for number in range(CRASHES))
+        return (Crash(self._bytes, begin + number * _CRASH.size, self._fd) for number in range(CRASHES))
 
 
 def _length(size: int) -> int:
@@ -188,25 +194,28 @@ def open_board(size: int, warn: Callable[[str], None]) -> Board:
                 os.rename(path, f"{path}.{new_uuid()}")
             else:
                 os.unlink(path)
+            if former:
+                former.close()
         return Board.new(size, path)
     except OSError as error:
         warn(f"{path}: {error.strerror}: what a killed service had taken will not be on record")
         return Board.new(size)
 
 
-def former_boards(warn: Callable[[str], None]) -> dict[str, Board]:
-    """Return the boards that have been put aside, by their paths; what is none goes."""
+def former_boards() -> list[str]:
+    """Return the paths of the boards that have been put aside."""
     directory = runtime_directory()
-    found = {}
     try:
         names = os.listdir(directory) if directory else []
     except OSError:
         names = []
-    for name in names:
-        beginning, _dot, uuid = name.partition(".")
-        if beginning != _NAME or not is_uuid(uuid):
-            continue
-        path = f"{directory}/{name}"
+    return [f"{directory}/{name}" for name in names if name.startswith(f"{_NAME}.") and is_uuid(name[len(_NAME) + 1 :])]
+
+
+def open_former(paths: Iterable[str], warn: Callable[[str], None]) -> dict[str, Board]:
+    """Return the boards at these paths that have crashes; what is none, or has none, goes."""
+    found = {}
+    for path in paths:
         try:
             board = Board.former(path)
             if board and board.everything():

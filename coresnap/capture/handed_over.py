@@ -6,9 +6,10 @@ from __future__ import annotations
 import os
 import socket
 import struct
-from collections.abc import Callable
+import sys
 
 from coresnap.capture import handover
+from coresnap.capture.board import Crash
 from coresnap.capture.handover import HandedOver
 from coresnap.capture.source import Source, Withdrawn
 from coresnap.capture.victim import Victim, from_core_pattern
@@ -17,10 +18,8 @@ from coresnap.ground.errors import BadInput
 _PEER = struct.Struct("=iII")
 
 
-def from_archive(
-    connection: socket.socket, fds: list[int], on_take: Callable[[bool], None] | None = None
-) -> tuple[Victim, Source, str, int]:
-    """Take what archive hands over, its descriptors into `fds`; `on_take` is HandedOver's.
+def from_archive(connection: socket.socket, fds: list[int], crash: Crash, uuid: str) -> tuple[Victim, Source, str, int]:
+    """Take what archive hands over, its descriptors into `fds`; it stands on the board, as `crash`, under this UUID.
 
     Raises Withdrawn where archive has given up waiting, BadInput where it is not archive, or not root.
     """
@@ -29,7 +28,8 @@ def from_archive(
     if uid not in (0, os.geteuid()):
         raise BadInput(f"user {uid} at the hand-over socket")
     try:
-        connection.send(handover.READY)
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, crash.board_fd.to_bytes(4, sys.byteorder))]
+        connection.sendmsg([handover.ready_for(crash.at, uuid)], rights)
     except OSError as error:
         raise Withdrawn("archive has waited for long enough") from error
     try:
@@ -45,5 +45,6 @@ def from_archive(
         os.set_inheritable(fd, False)
     victim = from_core_pattern(arguments)
     victim.pidfd = fds[2] if len(fds) > 2 else None
+    crash.put(victim, uuid, is_offered=True)
     note_fd = fds[3] if len(fds) > 3 else -1
-    return victim, HandedOver(fds[0], connection, note_fd, on_take), f"/proc/self/fd/{fds[1]}", started_nsec
+    return victim, HandedOver(fds[0], connection, note_fd, crash.take), f"/proc/self/fd/{fds[1]}", started_nsec

@@ -2,12 +2,14 @@
 """The hand-over: archive, started by the kernel for one crash, gives it to the resident capture service and is gone.
 
 Packets over an AF_UNIX socket, SOCK_SEQPACKET. A worker of the service that has accepted the connection says READY, one
-byte; before that archive sends nothing: a descriptor that lies in a queue holds the process, and cannot be called back. Then
-archive sends HEADER, CLOCK_MONOTONIC at archive's start in nanoseconds, and archive's arguments, each after a NUL byte; with
+byte, and where the crash will stand on its board (coresnap.capture.board), 8 bytes, under which UUID, and the board's
+descriptor. Before that archive sends nothing: a descriptor that lies in a queue holds the process, and cannot be called back.
+Then archive sends HEADER, CLOCK_MONOTONIC at archive's start in nanoseconds, and archive's arguments, each after a NUL byte; with
 it the descriptors of the core's pipe, of /proc/PID, where the kernel gave one of the process (a pidfd), and, where it hands
 over for another that waits, of that one's note (coresnap.capture.carry). The service answers TAKEN, one byte, just before it
 reads the core. Until then archive keeps its descriptors and may take the crash back, by shutting its end for reading: an
-answer arrives before that, or it fails.
+answer arrives before that, or it fails. Where the worker dies without an answer archive looks at the board, as the sweep will:
+a byte there says whether the crash was taken, so that both, or neither, is never the one that has it.
 
 Imported while a crashed process is held.
 """
@@ -26,6 +28,8 @@ PATH = "/run/coresnap/handover"
 HEADER = b"coresnap-handover 2"
 READY = b"?"
 TAKEN = b"+"
+_AT_BYTES = 8
+_READY_BYTES = 1 + _AT_BYTES + 36
 LIMIT_BYTES = 4096
 FDS_MAX = 4
 #: Whose crashes archive captures by itself: PID 1, journald and coresnap cannot serve while they are held. archive.sh has
@@ -48,6 +52,7 @@ def offer(path: str, started_nsec: int, arguments: "list[str]", fds: "list[int]"
     import _socket  # what socket itself imports costs as much as the interpreter's start
 
     message = _message(started_nsec, arguments)
+    board_fds: list[int] = []
     if len(message) > LIMIT_BYTES:
         return False
     rights = b"".join(fd.to_bytes(4, sys.byteorder) for fd in fds)
@@ -59,19 +64,37 @@ def offer(path: str, started_nsec: int, arguments: "list[str]", fds: "list[int]"
         connection.setblocking(False)  # a full queue is no place to wait in
         connection.connect(path)
         connection.settimeout(wait_msec / 1000)
-        if connection.recv(1) != READY:
+        ready, passed, _flags, _address = connection.recvmsg(_READY_BYTES, _socket.CMSG_SPACE(4))
+        board_fds = [int.from_bytes(data[:4], sys.byteorder) for _level, _type, data in passed]
+        if not ready.startswith(READY):
             return False
-        connection.sendmsg([message], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights)])
         try:
-            return connection.recv(1) == TAKEN
+            connection.sendmsg([message], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights)])
+            answer = connection.recv(1)
         except TimeoutError:
             connection.setblocking(False)
             connection.shutdown(_socket.SHUT_RD)
             return connection.recv(1) == TAKEN
+        except OSError:
+            answer = b""
+        return answer == TAKEN or (not answer and any(_was_taken(fd, ready) for fd in board_fds))
     except OSError:
         return False
     finally:
         connection.close()
+        for fd in board_fds:
+            os.close(fd)
+
+
+def ready_for(at: int, uuid: str) -> bytes:
+    """Return what a worker says: READY, the offset on its board where the crash will stand, and under which UUID."""
+    return READY + at.to_bytes(_AT_BYTES, "little") + uuid.encode()
+
+
+def _was_taken(board_fd: int, ready: bytes) -> bool:
+    """Say what the board tells after the worker has died. Raises OSError."""
+    uuid = ready[1 + _AT_BYTES :]
+    return os.pread(board_fd, len(uuid) + 1, int.from_bytes(ready[1 : 1 + _AT_BYTES], "little")) == uuid + b"\0"
 
 
 def is_short(arguments: "list[str]") -> bool:

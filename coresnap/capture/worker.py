@@ -190,8 +190,7 @@ class Worker:
                     return False
                 proc = f"/proc/{victim.pid}"
             else:
-                victim, source, proc, started_nsec = from_archive(connection, fds, crash.take)
-                crash.put(victim, uuid, is_offered=True)
+                victim, source, proc, started_nsec = from_archive(connection, fds, crash, uuid)
             if victim.pidfd is not None and victim.pidfd not in fds:
                 fds.append(victim.pidfd)
             capture = Capture(settings, victim, source.transport, started_nsec, self.within, uuid)

@@ -5,13 +5,26 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 from pathlib import Path
 
 import pytest
 
 from coresnap.capture import handover
 from coresnap.capture.aftermath import settle
-from coresnap.capture.board import CAPTURES, CRASHES, FREE, LEFT, WAITS, Board, find, former_boards, open_board
+from coresnap.capture.board import (
+    CAPTURES,
+    CRASHES,
+    FREE,
+    LEFT,
+    WAITS,
+    Board,
+    find,
+    former_boards,
+    open_board,
+    open_former,
+)
+from coresnap.capture.handed_over import from_archive
 from coresnap.capture.handover import HandedOver
 from coresnap.capture.source import Withdrawn
 from coresnap.capture.victim import Victim
@@ -45,7 +58,7 @@ def test_what_was_taken_outlives_the_service(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setenv("RUNTIME_DIRECTORY", str(tmp_path))
     warnings: list[str] = []
     board = open_board(4, warnings.append)
-    assert former_boards(warnings.append) == {}
+    assert former_boards() == []
     for place, state in enumerate((WAITS, CAPTURES, CAPTURES, CAPTURES)):
         board.put(place, state)
     board.crash(1).put(_victim(7), "")
@@ -56,7 +69,8 @@ def test_what_was_taken_outlives_the_service(tmp_path: Path, monkeypatch: pytest
         assert open_board(2, warnings.append).everything() == []
     (tmp_path / "board.of another").mkdir()
     (tmp_path / f"board.{_OTHER}").write_bytes(b"none")
-    (former,) = former_boards(warnings.append).values()
+    (former,) = open_former(former_boards(), warnings.append).values()
+    assert len(former_boards()) == 1, "what is none has gone"
     found = [crash.taken() for crash in former.everything()]
     assert [(taken.victim.pid, taken.victim.uid, taken.uuid, taken.is_offered) for taken in found] == [
         (7, None, "", False),
@@ -105,6 +119,34 @@ def test_what_archive_takes_back_it_has_again() -> None:
         with pytest.raises(Withdrawn):
             handed_over.begin()
         assert crash.taken().is_offered
+
+
+@pytest.mark.parametrize("is_taken", [True, False])
+def test_where_the_worker_dies_unanswered_archive_and_the_sweep_see_the_same(tmp_path: Path, *, is_taken: bool) -> None:
+    """It was killed before or after that byte, and sent no answer."""
+    made = spools.make(tmp_path)
+    board = Board.new(1)
+    crash = board.crash(0)
+    path = str(tmp_path / "handover")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener, open("/dev/null", "rb") as null:
+        listener.bind(path)
+        listener.listen(1)
+        said: list[bool] = []
+        archive = threading.Thread(
+            target=lambda: said.append(handover.offer(path, 1, ["7"], [null.fileno(), null.fileno()], 30_000))
+        )
+        archive.start()
+        connection, _address = listener.accept()
+        with connection:
+            fds: list[int] = []
+            from_archive(connection, fds, crash, _UUID)
+            crash.take(is_taken)
+        archive.join()
+        for fd in fds:
+            os.close(fd)
+    assert said == [is_taken]
+    _settle(made, board)
+    assert _losses(made) == ([("interrupted", 7, _UUID)] if is_taken else [])
 
 
 @pytest.mark.parametrize("is_offered", [True, False])
