@@ -47,9 +47,11 @@ def settle(
     with spool_or_none(settings.root, within) as spool:
         if spool is None:
             return  # it may be mounted later
+        found = [(crash, crash.taken()) for crash in crashes]
         sweep(log, spool, settings, find)
-        for crash in crashes:
-            taken = crash.taken()
+        for crash, taken in found:
+            if crash.is_free() or crash.taken().uuid != taken.uuid:
+                continue  # the service wanted its place
             stage = next((stage for stage in stages.STAGES if spool.holds(stage, taken.uuid)), "")
             if stage == stages.STAGING:
                 continue  # it could not be swept

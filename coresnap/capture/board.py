@@ -25,12 +25,13 @@ CRASHES = 34
 
 _NAME = "board"
 _HEAD = struct.Struct("=24sQ")
-_MARK = b"coresnap-board 3"
+_MARK = b"coresnap-board 4"
 #: UUID; whether archive has it still; whether there is one; core_bytes; pid, uid, gid, signal (-1: not known); comm.
 _CRASH = struct.Struct("=36s??qqqqq16s")
 _CORE_BYTES = struct.Struct("=q")
+_PEER = struct.Struct("=qqq")
 #: Where these are. Archive looks at the first two, too (coresnap.capture.handover), also after a crash has been cleared.
-_IS_OFFERED, _IS_THERE, _CORE_BYTES_AT = 36, 37, 38
+_IS_OFFERED, _IS_THERE, _CORE_BYTES_AT, _PEER_AT = 36, 37, 38, 46
 _NUMBERS = ("pid", "uid", "gid", "signal")
 _PLACES_MAX = 1 << 12
 
@@ -60,13 +61,26 @@ class Crash:
         self.at = at
         self.board_fd = board_fd
 
+    def prepare(self, uuid: str) -> None:
+        """Write down all that is known before there is a crash, so that `claim` is fast. It does not stand here yet."""
+        self._write(Victim(), uuid, is_offered=False, is_there=False)
+
+    def claim(self, pid: int, uid: int, gid: int) -> None:
+        """Say that there is one, and whose, after `prepare`."""
+        _PEER.pack_into(self._bytes, self.at + _PEER_AT, pid, uid, gid)
+        self._bytes[self.at + _IS_THERE] = 1
+
     def put(self, victim: Victim, uuid: str, *, is_offered: bool = False) -> None:
-        """Say whose crash it is; see Taken. It stands there when all of that does."""
+        """Say whose crash it is; see Taken. It stands here when all of that does, or if it did before."""
+        self._write(victim, uuid, is_offered=is_offered, is_there=not self.is_free())
+        self._bytes[self.at + _IS_THERE] = 1
+
+    def _write(self, victim: Victim, uuid: str, *, is_offered: bool, is_there: bool) -> None:
+        self._bytes[self.at + _IS_OFFERED] = is_offered  # before the UUID by which archive looks for it
         numbers = (-1 if (number := getattr(victim, name)) is None else number for name in _NUMBERS)
         comm = (victim.comm or "").encode("utf-8", "replace")[:16]
-        data = _CRASH.pack(uuid.encode(), is_offered, False, -1, *numbers, comm)
+        data = _CRASH.pack(uuid.encode(), is_offered, is_there, -1, *numbers, comm)
         self._bytes[self.at : self.at + _CRASH.size] = data
-        self._bytes[self.at + _IS_THERE] = 1
 
     def is_free(self) -> bool:
         """Say whether none stands here."""
@@ -103,6 +117,7 @@ class Board:
         self._bytes = mmap.mmap(fd, _length(size))
         self._crashes_at = _HEAD.size + size
         self._places = range(size)
+        self._next = 0
 
     @classmethod
     def new(cls, size: int, path: str = "") -> Board:
@@ -140,8 +155,14 @@ class Board:
         return self._bytes[_HEAD.size : self._crashes_at].count(state)
 
     def place(self) -> int:
-        """Return a place that is free. Raises ValueError where none is."""
-        return self._bytes[_HEAD.size : self._crashes_at].index(FREE)
+        """Return a place that is free, not the one before as long as there are others. Raises ValueError where none is.
+
+        Archive may still have to look at what was there (coresnap.capture.handover).
+        """
+        states = self._bytes[_HEAD.size : self._crashes_at]
+        self._next = states.index(FREE, self._next) if FREE in states[self._next :] else states.index(FREE)
+        place, self._next = self._next, self._next + 1
+        return place
 
     def put(self, place: int, state: bytes) -> None:
         """Say what the worker of that place does."""
@@ -196,6 +217,8 @@ def open_board(size: int, warn: Callable[[str], None]) -> Board:
                 os.unlink(path)
             if former:
                 former.close()
+            else:
+                warn(f"{path}: not of this version: what a killed service had taken is not on record")
         return Board.new(size, path)
     except OSError as error:
         warn(f"{path}: {error.strerror}: what a killed service had taken will not be on record")

@@ -198,6 +198,7 @@ def _round(waiting_fd: int, offer: "Callable[[bytes, list[str], list[int]], bool
             status, arguments, waits_fd, offered = known
             if not offer(status, arguments, offered):
                 return None
+            _mark_taken(note_fd)  # the service may have been killed before it could
             os.unlink(name, dir_fd=waiting_fd)
             _signal.pidfd_send_signal(waits_fd, _signal.SIGKILL)
             carried = True
@@ -207,6 +208,13 @@ def _round(waiting_fd: int, offer: "Callable[[bytes, list[str], list[int]], bool
             for fd in reversed(fds):
                 os.close(fd)
     return carried
+
+
+def _mark_taken(note_fd: int) -> None:
+    try:
+        os.pwrite(note_fd, handover.TAKEN, 0)
+    except OSError:
+        pass  # who has left it is ended at once
 
 
 def _crash(name: str, note_fd: int, fds: "list[int]") -> "tuple[bytes, list[str], int, list[int]] | None":

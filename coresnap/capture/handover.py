@@ -133,6 +133,7 @@ class HandedOver(Source):
         self._connection = connection
         self._note_fd = note_fd
         self._on_take = on_take or (lambda _is_taken: None)
+        self._is_settled = False
 
     def fds(self) -> "tuple[int, ...]":
         """Return the pipe and the connection."""
@@ -153,6 +154,9 @@ class HandedOver(Source):
             pass  # archive comes to the same end by itself
 
     def _take(self) -> None:
+        if self._is_settled:
+            return
+        self._is_settled = True
         self._on_take(True)
         try:
             self._connection.send(TAKEN)

@@ -87,13 +87,10 @@ class KernelSocket(Source):
         return int(mark)
 
 
-def peer_of(connection: socket.socket) -> Victim:
-    """Return whose connection it is, as fast as that can be known; the user is the effective one. Raises OSError."""
-    victim = Victim()
-    victim.pid, victim.uid, victim.gid = _PEER.unpack(
-        connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
-    )
-    return victim
+def peer_of(connection: socket.socket) -> tuple[int, int, int]:
+    """Return whose connection it is, as fast as that can be known: the process, its effective user and group. Raises OSError."""
+    pid, uid, gid = _PEER.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))
+    return pid, uid, gid
 
 
 def learn(victim: Victim, connection: socket.socket) -> None:
@@ -102,6 +99,7 @@ def learn(victim: Victim, connection: socket.socket) -> None:
     Of one that has been killed meanwhile, and reaped, there is no more than `peer_of` tells.
     """
     pidfd = connection.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD)
+    victim.pidfd = pidfd
     os.set_inheritable(pidfd, False)
     buffer = bytearray(_INFO.size)
     _INFO.pack_into(buffer, 0, _INFO_CREDENTIALS | _INFO_EXIT | _INFO_COREDUMP | _INFO_SIGNAL, *[0] * 15)
@@ -109,7 +107,6 @@ def learn(victim: Victim, connection: socket.socket) -> None:
     mask, _cgroup, _pid, tgid, _ppid, ruid, rgid, *_ids, _exit, dumped, number = _INFO.unpack(buffer)
     if not (mask & _INFO_COREDUMP and dumped & _COREDUMPED):
         raise BadInput(f"process {tgid} is at the coredump socket, and has not crashed")
-    victim.pidfd = pidfd
     if tgid:
         victim.pid, victim.uid, victim.gid = tgid, ruid, rgid
     victim.dumpable = 1 if dumped & _DUMPED_AS_USER else 2

@@ -100,6 +100,8 @@ class ResidentReader(Reader):
 
     def _lives(self) -> bool:
         """Say whether the child has its end of the pipe open still."""
+        if self._requests is None:
+            return False
         poll = select.poll()
         poll.register(self._fd, select.POLLIN)
         return not poll.poll(0)

@@ -128,6 +128,8 @@ class Worker:
         started_nsec = time.monotonic_ns()
         self.board.put(self.place, CAPTURES)
         crash, uuid = self.board.crash(self.place), new_uuid()
+        if name == "kernel":
+            crash.prepare(uuid)
         try:
             # What socket.accept() adds, enumerations of families and types, takes longer than the call.
             fd, _address = _socket.socket._accept(self.listeners[name])  # type: ignore[attr-defined]  # noqa: SLF001
@@ -136,8 +138,10 @@ class Worker:
         connection = socket.socket(socket.AF_UNIX, self.types[name], 0, fd)
         victim = None
         if name == "kernel":  # nobody else has it
-            victim = peer_of(connection)
-            crash.put(victim, uuid)
+            peer = peer_of(connection)
+            crash.claim(*peer)
+            victim = Victim()
+            victim.pid, victim.uid, victim.gid = peer
         if not self.board.count(WAITS):
             try:
                 os.write(want_fd, b"+")
@@ -182,23 +186,23 @@ class Worker:
         try:
             if victim is not None:
                 learn(victim, connection)
-                fds += [] if victim.pidfd is None else [victim.pidfd]
                 crash.put(victim, uuid)
                 source = _from_kernel(connection, victim)
                 if is_probe(victim):
-                    source.acknowledge()
+                    with suppress(Gone, OSError):
+                        source.acknowledge()
                     return False
                 proc = f"/proc/{victim.pid}"
             else:
                 victim, source, proc, started_nsec = from_archive(connection, fds, crash, uuid)
-            if victim.pidfd is not None and victim.pidfd not in fds:
-                fds.append(victim.pidfd)
             capture = Capture(settings, victim, source.transport, started_nsec, self.within, uuid)
             capture.hold(source, proc, reader)
             if not capture.reason and not capture.copied.reason:
                 crash.copied(capture.copied.size_bytes)
         finally:
             connection.close()
+            if victim is not None and victim.pidfd is not None and victim.pidfd not in fds:
+                fds.append(victim.pidfd)
             for fd in fds:
                 os.close(fd)  # the process is let go
         capture.wait_for_host()  # its reader is wanted for the next one

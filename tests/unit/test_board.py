@@ -106,18 +106,56 @@ def test_until_archive_is_told_it_has_the_crash_still() -> None:
     assert {crash.taken().uuid for crash in board.crashes(0)} == {_UUID}
 
 
+def test_a_crash_that_is_claimed_stands_there_whatever_is_learnt_later() -> None:
+    """The kernel has nobody else to ask: no moment may show the board without it."""
+    board = Board.new(1)
+    crash = board.crash(0)
+    crash.put(_victim(6), _OTHER)
+    crash.clear()
+    crash.prepare(_UUID)
+    assert crash.is_free()
+    crash.claim(7, 12, 34)
+    assert not crash.is_free()
+    taken = crash.taken()
+    assert (taken.victim.pid, taken.victim.uid, taken.victim.gid, taken.victim.signal) == (7, 12, 34, None)
+    assert (taken.uuid, taken.core_bytes, taken.victim.comm) == (_UUID, -1, None)
+    crash.put(_victim(7), _UUID)
+    assert not crash.is_free()
+    assert crash.taken().victim.signal == 11
+
+
+def test_a_place_is_not_given_again_at_once() -> None:
+    board = Board.new(3)
+    places = []
+    for _worker in range(5):
+        places.append(board.place())
+        board.put(places[-1], WAITS)
+        if len(places) == 3:
+            for place in places:
+                board.put(place, FREE)
+            board.put(1, WAITS)
+    assert places[:3] == [0, 1, 2]
+    assert places[3:5] == [0, 2]
+    with pytest.raises(ValueError, match="."):
+        board.place()
+
+
 def test_what_archive_takes_back_it_has_again() -> None:
     crash = Board.new(1).crash(0)
     crash.put(_victim(7), _UUID, is_offered=True)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, theirs:
-        handed_over = HandedOver(0, ours, on_take=crash.take)
-        handed_over.begin()
+        taken = HandedOver(0, ours, on_take=crash.take)
+        taken.begin()
         assert not crash.taken().is_offered
         assert theirs.recv(1) == handover.TAKEN
         theirs.shutdown(socket.SHUT_RD)
+        taken.refuse()
+        assert not crash.taken().is_offered, "an error later on: archive has gone"
+        withdrawn = HandedOver(0, ours, on_take=crash.take)
         with pytest.raises(Withdrawn):
-            handed_over.begin()
+            withdrawn.begin()
+        withdrawn.refuse()
         assert crash.taken().is_offered
 
 
@@ -284,9 +322,9 @@ def test_another_file_is_none(tmp_path: Path) -> None:
     for content in (
         b"",
         b"x" * 4096,
-        b"coresnap-board 2".ljust(24, b"\0") + (1).to_bytes(8, "little"),
-        b"coresnap-board 3".ljust(24, b"\0") + (9).to_bytes(8, "little"),
-        b"coresnap-board 3".ljust(24, b"\0") + (1 << 63).to_bytes(8, "little"),
+        b"coresnap-board 3".ljust(24, b"\0") + (1).to_bytes(8, "little"),
+        b"coresnap-board 4".ljust(24, b"\0") + (9).to_bytes(8, "little"),
+        b"coresnap-board 4".ljust(24, b"\0") + (1 << 63).to_bytes(8, "little"),
     ):
         path.write_bytes(content)
         assert Board.former(str(path)) is None

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -18,6 +19,7 @@ from coresnap.capture import members as reading_half
 from coresnap.capture import modules
 from coresnap.capture.evidence import Evidence, Reader
 from coresnap.capture.members import Wish, filter_environ
+from coresnap.capture.resident import ResidentReader
 from coresnap.capture.victim import CORE_PATTERN, from_core_pattern
 
 SECOND_USEC = 1_000_000
@@ -250,3 +252,21 @@ def test_core_patterns_arguments() -> None:
     hostile = from_core_pattern(["-1", "x", "", "1e3", "٣", "9" * 30])
     assert [getattr(hostile, name) for name in ("pid", "tid", "uid", "gid", "signal", "time")] == [None] * 6
     assert from_core_pattern(["1", "2", "3", "4", "5", "6", "18446744073709551615"]).rlimit_core == 2**64 - 1
+
+
+def test_a_resident_reader_that_has_died_unseen_costs_evidence_and_nothing_else() -> None:
+    """It is found out as the next crash asks it; the one after that has another."""
+    reader = ResidentReader(lambda: None)
+    reader.make_ready()
+    os.kill(reader._pid, signal.SIGKILL)
+    os.waitid(os.P_PID, reader._pid, os.WEXITED | os.WNOWAIT)
+    evidence = Evidence("/proc/self", Wish([], 0, os.getuid()), reader)
+    evidence.wait_for_victim(SECOND_USEC)
+    evidence.wait_for_host(SECOND_USEC)
+    assert "proc/status" in evidence.members, "what is read without it"
+    reader.make_ready()
+    evidence = Evidence("/proc/self", Wish([], 0, os.getuid()), reader)
+    evidence.wait_for_victim(30 * SECOND_USEC)
+    evidence.wait_for_host(30 * SECOND_USEC)
+    assert "proc/maps" in evidence.members
+    reader.end(whole=False)

@@ -66,8 +66,9 @@ def test_those_that_wait_are_let_go_before_any_dump_is_finished(tmp_path: Path, 
     def note_hold(capture: Capture, *arguments: object) -> None:
         hold(capture, *arguments)  # type: ignore[arg-type]  # as it is called
         events.append("held")
-        if ends_readers:
-            os.kill(arguments[2]._pid, signal.SIGKILL)  # type: ignore[attr-defined]  # as if it had not read all in time
+        reader = arguments[2]
+        if ends_readers and reader._pid > 0:  # type: ignore[attr-defined]  # it may not have been seen to be dead before
+            os.kill(reader._pid, signal.SIGKILL)  # type: ignore[attr-defined]  # as if it had not read all in time
 
     def note_finish(capture: Capture) -> Outcome:
         outcome = finish(capture)
