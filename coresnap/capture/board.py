@@ -32,7 +32,7 @@ _CORE_BYTES = struct.Struct("=q")
 _PEER = struct.Struct("=qqq")
 #: Where these are. Archive looks at the first two, too (coresnap.capture.handover), also after a crash has been cleared.
 _IS_OFFERED, _IS_THERE, _CORE_BYTES_AT, _PEER_AT = 36, 37, 38, 46
-_NUMBERS = ("pid", "uid", "gid", "signal")
+_UNKNOWN = (-1, -1, -1, -1, -1, b"")
 _PLACES_MAX = 1 << 12
 
 
@@ -63,7 +63,7 @@ class Crash:
 
     def prepare(self, uuid: str) -> None:
         """Write down all that is known before there is a crash, so that `claim` is fast. It does not stand here yet."""
-        self._write(Victim(), uuid, is_offered=False, is_there=False)
+        self._bytes[self.at : self.at + _CRASH.size] = _CRASH.pack(uuid.encode(), False, False, *_UNKNOWN)
 
     def claim(self, pid: int, uid: int, gid: int) -> None:
         """Say that there is one, and whose, after `prepare`."""
@@ -72,15 +72,12 @@ class Crash:
 
     def put(self, victim: Victim, uuid: str, *, is_offered: bool = False) -> None:
         """Say whose crash it is; see Taken. It stands here when all of that does, or if it did before."""
-        self._write(victim, uuid, is_offered=is_offered, is_there=not self.is_free())
-        self._bytes[self.at + _IS_THERE] = 1
-
-    def _write(self, victim: Victim, uuid: str, *, is_offered: bool, is_there: bool) -> None:
         self._bytes[self.at + _IS_OFFERED] = is_offered  # before the UUID by which archive looks for it
-        numbers = (-1 if (number := getattr(victim, name)) is None else number for name in _NUMBERS)
-        comm = (victim.comm or "").encode("utf-8", "replace")[:16]
-        data = _CRASH.pack(uuid.encode(), is_offered, is_there, -1, *numbers, comm)
+        numbers = [-1 if number is None else number for number in (victim.pid, victim.uid, victim.gid, victim.signal)]
+        comm = victim.comm.encode("utf-8", "replace")[:16] if victim.comm else b""
+        data = _CRASH.pack(uuid.encode(), is_offered, not self.is_free(), -1, *numbers, comm)
         self._bytes[self.at : self.at + _CRASH.size] = data
+        self._bytes[self.at + _IS_THERE] = 1
 
     def is_free(self) -> bool:
         """Say whether none stands here."""
@@ -102,8 +99,7 @@ class Crash:
         """Return what stands here."""
         uuid, is_offered, _there, core_bytes, *numbers, comm = _CRASH.unpack_from(self._bytes, self.at)
         victim = Victim()
-        for name, number in zip(_NUMBERS, numbers, strict=True):
-            setattr(victim, name, None if number < 0 else number)
+        victim.pid, victim.uid, victim.gid, victim.signal = (None if number < 0 else number for number in numbers)
         victim.comm = comm.rstrip(b"\0").decode("utf-8", "replace") or None
         return Taken(victim, uuid.rstrip(b"\0").decode("ascii", "replace"), is_offered, core_bytes)
 

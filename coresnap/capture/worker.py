@@ -73,6 +73,7 @@ class Worker:
         self.within = within
         self.log = log
         self.held: deque[tuple[Capture, str, Crash]] = deque()
+        self.next: tuple[Crash, str] = self._prepare()
         self.types: dict[str, int] = {name: int(listener.type) for name, listener in listeners.items()}
 
     def run(self, stopped_fd: int, want_fd: int, is_probe: Callable[[Victim], bool]) -> None:
@@ -100,7 +101,9 @@ class Worker:
                 # No process waits for what another one's dump needs after that has been let go.
                 if ready and len(self.held) < _HELD_MOST:
                     for fd in ready:
-                        crashes += self._take(names[fd], want_fd, reader, is_probe)
+                        if self._take(names[fd], want_fd, reader, is_probe):
+                            self.next = self._prepare()
+                            crashes += 1
                     pause_seconds = _LET_GO_SECONDS
                 elif self.held and self._defers():
                     pause_seconds = _DEFERS_SECONDS
@@ -119,6 +122,12 @@ class Worker:
         deadline_nsec = self.held[0][0].started_nsec + _DEFERRED_MOST_NSEC
         return len(self.held) < _HELD_MOST and time.monotonic_ns() < deadline_nsec and somebody_waits()
 
+    def _prepare(self) -> tuple[Crash, str]:
+        """Have a place on the board, and a UUID, for the next crash."""
+        crash, uuid = self.board.crash(self.place), new_uuid()
+        crash.prepare(uuid)
+        return crash, uuid
+
     def _close_listeners(self) -> None:
         for listener in self.listeners.values():
             listener.close()
@@ -127,9 +136,7 @@ class Worker:
         """Accept one crash, and capture it; say no where another worker was faster."""
         started_nsec = time.monotonic_ns()
         self.board.put(self.place, CAPTURES)
-        crash, uuid = self.board.crash(self.place), new_uuid()
-        if name == "kernel":
-            crash.prepare(uuid)
+        crash, uuid = self.next
         try:
             # What socket.accept() adds, enumerations of families and types, takes longer than the call.
             fd, _address = _socket.socket._accept(self.listeners[name])  # type: ignore[attr-defined]  # noqa: SLF001
