@@ -62,11 +62,16 @@ class Crash:
         self.board_fd = board_fd
 
     def prepare(self, uuid: str) -> None:
-        """Write down all that is known before there is a crash, so that `claim` is fast. It does not stand here yet."""
-        self._bytes[self.at : self.at + _CRASH.size] = _CRASH.pack(uuid.encode(), False, False, *_UNKNOWN)
+        """Write down all that is known before there is a crash, so that `claim` is fast. It does not stand here yet.
+
+        An archive that looks here finds that what it offers has not been taken.
+        """
+        self._bytes[self.at + _IS_OFFERED] = True
+        self._bytes[self.at : self.at + _CRASH.size] = _CRASH.pack(uuid.encode(), True, False, *_UNKNOWN)
 
     def claim(self, pid: int, uid: int, gid: int) -> None:
-        """Say that there is one, and whose, after `prepare`."""
+        """Say that there is one that nobody else has, and whose, after `prepare`."""
+        self._bytes[self.at + _IS_OFFERED] = False
         _PEER.pack_into(self._bytes, self.at + _PEER_AT, pid, uid, gid)
         self._bytes[self.at + _IS_THERE] = 1
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 import threading
 from pathlib import Path
 
@@ -117,6 +118,7 @@ def test_a_crash_that_is_claimed_stands_there_whatever_is_learnt_later() -> None
     crash.claim(7, 12, 34)
     assert not crash.is_free()
     taken = crash.taken()
+    assert not taken.is_offered
     assert (taken.victim.pid, taken.victim.uid, taken.victim.gid, taken.victim.signal) == (7, 12, 34, None)
     assert (taken.uuid, taken.core_bytes, taken.victim.comm) == (_UUID, -1, None)
     crash.put(_victim(7), _UUID)
@@ -159,12 +161,15 @@ def test_what_archive_takes_back_it_has_again() -> None:
         assert crash.taken().is_offered
 
 
-@pytest.mark.parametrize("is_taken", [True, False])
-def test_where_the_worker_dies_unanswered_archive_and_the_sweep_see_the_same(tmp_path: Path, *, is_taken: bool) -> None:
-    """It was killed before or after that byte, and sent no answer."""
+@pytest.mark.parametrize("is_taken", [True, False, None])
+def test_where_the_worker_dies_unanswered_archive_and_the_sweep_see_the_same(
+    tmp_path: Path, *, is_taken: bool | None
+) -> None:
+    """It was killed before or after that byte, or before it had read whose crash it is, and sent no answer."""
     made = spools.make(tmp_path)
     board = Board.new(1)
     crash = board.crash(0)
+    crash.prepare(_UUID)
     path = str(tmp_path / "handover")
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener, open("/dev/null", "rb") as null:
         listener.bind(path)
@@ -177,12 +182,17 @@ def test_where_the_worker_dies_unanswered_archive_and_the_sweep_see_the_same(tmp
         connection, _address = listener.accept()
         with connection:
             fds: list[int] = []
-            from_archive(connection, fds, crash, _UUID)
-            crash.take(is_taken)
+            if is_taken is None:
+                rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, crash.board_fd.to_bytes(4, sys.byteorder))]
+                connection.sendmsg([handover.ready_for(crash.at, _UUID)], rights)
+                _message, fds, _flags, _address = socket.recv_fds(connection, handover.LIMIT_BYTES, handover.FDS_MAX)
+            else:
+                from_archive(connection, fds, crash, _UUID)
+                crash.take(is_taken)
         archive.join()
         for fd in fds:
             os.close(fd)
-    assert said == [is_taken]
+    assert said == [is_taken is True]
     _settle(made, board)
     assert _losses(made) == ([("interrupted", 7, _UUID)] if is_taken else [])
 
